@@ -1,0 +1,371 @@
+//! The one check. The broker calls it to answer early and to say why; the helper calls it because it is the
+//! authority. It gives a permit that carries what was allowed: operations take a permit, not a request.
+//!
+//! `authorize` (who) -> [`Permit`] -> `load`, `attach`, `map`, ... (what) -> a permit for just that. Permits have private
+//! fields and no wire form: nothing that comes over a channel can be one.
+#![forbid(unsafe_code)]
+
+use crate::hooks::Kind;
+use crate::identity::Peer;
+use crate::messages::helper::{Global, Target};
+use crate::messages::loader::ProgramPlan;
+use crate::names::{MapName, ObjectName, ProgramName};
+use crate::policy::{Access, Client, Hook, Object, Policy, ProgramRule, Right};
+use crate::refusal::{Class, Refusal};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// A client may use this app at all: some of its entries are for it.
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct Permit {
+    policy: Arc<Policy>,
+    roles: Vec<usize>,
+}
+
+/// Programs of one object may be loaded.
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct LoadPermit {
+    policy: Arc<Policy>,
+    object: ObjectName,
+    programs: Vec<ProgramName>,
+    globals: Vec<Global>,
+    line: u32,
+}
+
+/// One program may be attached to one target.
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct AttachPermit {
+    policy: Arc<Policy>,
+    object: ObjectName,
+    rule: usize,
+    target: Target,
+}
+
+/// One map may be handed over or read, so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub struct MapPermit {
+    access: Access,
+    line: u32,
+}
+
+/// Something that needs a right and nothing else: the line that gives it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub struct RightPermit {
+    line: u32,
+}
+
+/// Who: whether this client may use the app of this policy at all.
+///
+/// Errors: `Denied` (no entry is for it)
+pub fn authorize(policy: &Arc<Policy>, peer: &Peer) -> Result<Permit, Refusal> {
+    let is_for = |client: &Client| {
+        client.user.is_none_or(|uid| peer.is_user(uid))
+            && client.group.is_none_or(|gid| peer.is_in_group(gid))
+            // An entry without a condition is refused when the file is read; here it is for nobody.
+            && (client.user.is_some() || client.group.is_some())
+    };
+    let roles: Vec<usize> =
+        policy.clients.iter().enumerate().filter(|(_, client)| is_for(client)).map(|(i, _)| i).collect();
+    if roles.is_empty() {
+        return Err(Refusal::denied(format!(
+            "uid {} gid {} is in no client entry of {}",
+            peer.uid, peer.gid, policy.file
+        )));
+    }
+    Ok(Permit { policy: policy.clone(), roles })
+}
+
+impl Permit {
+    /// The line of the first entry that is for this client.
+    pub fn line(&self) -> u32 {
+        self.policy.clients[self.roles[0]].line
+    }
+
+    /// The policy it was given under.
+    pub fn policy(&self) -> &Arc<Policy> {
+        &self.policy
+    }
+
+    /// Whether some entry for this client has the right: where it stands.
+    pub fn right(&self, right: Right) -> Result<RightPermit, Refusal> {
+        let entry =
+            self.roles.iter().map(|&i| &self.policy.clients[i]).find(|client| client.may.contains(&right));
+        match entry {
+            Some(client) => Ok(RightPermit { line: client.line }),
+            None => Err(Refusal::denied(format!("no entry for this client says may = [\"{right}\"]"))
+                .by_line(self.line())),
+        }
+    }
+
+    fn object(&self, name: &ObjectName) -> Result<&Object, Refusal> {
+        self.policy
+            .objects
+            .get(name)
+            .ok_or_else(|| Refusal::denied(format!("the policy has no object {name}")))
+    }
+
+    /// What: these programs of this object (none named: all of them), with these values of globals.
+    ///
+    /// Errors: `Denied` (no right, or not in the policy) · `Invalid` (twice the same, value out of its range)
+    pub fn load(
+        &self,
+        object: &ObjectName,
+        programs: &[ProgramName],
+        globals: &[Global],
+    ) -> Result<LoadPermit, Refusal> {
+        let right = self.right(Right::Load)?;
+        let rules = self.object(object)?;
+        let mut known: Vec<ProgramName> = Vec::new();
+        for rule in &rules.programs {
+            if !known.contains(&rule.program) {
+                known.push(rule.program.clone());
+            }
+        }
+        let mut seen = BTreeSet::new();
+        for program in programs {
+            if !known.contains(program) {
+                return Err(Refusal::denied(format!(
+                    "the policy has no program {program} in object {object}"
+                ))
+                .by_line(rules.line));
+            }
+            if !seen.insert(program) {
+                return Err(Refusal::new(Class::Invalid, format!("program {program} is named twice")));
+            }
+        }
+        let mut names = BTreeSet::new();
+        for Global { name, value } in globals {
+            let Some(range) = rules.globals.get(name) else {
+                return Err(Refusal::denied(format!(
+                    "the policy lets nobody set global {name} of object {object}"
+                ))
+                .by_line(rules.line));
+            };
+            if !names.insert(name) {
+                return Err(Refusal::new(Class::Invalid, format!("global {name} is set twice")));
+            }
+            if !(i128::from(range.min)..=i128::from(range.max)).contains(value) {
+                let why = format!("global {name} may be {} to {}, not {value}", range.min, range.max);
+                return Err(Refusal::new(Class::Invalid, why).by_line(range.line));
+            }
+        }
+        let programs = if programs.is_empty() { known } else { programs.to_vec() };
+        if programs.is_empty() {
+            return Err(Refusal::denied(format!("the policy names no program of object {object}"))
+                .by_line(rules.line));
+        }
+        Ok(LoadPermit {
+            policy: self.policy.clone(),
+            object: object.clone(),
+            programs,
+            globals: globals.to_vec(),
+            line: right.line,
+        })
+    }
+
+    /// What: this program to this target, under the hook of this kind if the policy lists it under several.
+    ///
+    /// Errors: `Denied` (no right, or no rule for such a target) · `Invalid` (the target is not the only one)
+    pub fn attach(
+        &self,
+        object: &ObjectName,
+        program: &ProgramName,
+        kind: Option<Kind>,
+        target: &Target,
+    ) -> Result<AttachPermit, Refusal> {
+        let _right = self.right(Right::Attach)?;
+        let rules = self.object(object)?;
+        let candidates: Vec<(usize, &ProgramRule)> = rules
+            .programs
+            .iter()
+            .enumerate()
+            .filter(|(_, rule)| rule.program == *program && kind.is_none_or(|kind| kind == rule.hook.kind()))
+            .collect();
+        let permit = |rule: usize, target: Target| AttachPermit {
+            policy: self.policy.clone(),
+            object: object.clone(),
+            rule,
+            target,
+        };
+        if *target == Target::Only {
+            let mut all: Vec<(usize, Target)> = Vec::new();
+            for (i, rule) in &candidates {
+                let literal = rule.hook.literal_targets();
+                let Some(literal) = literal else {
+                    return Err(Refusal::new(
+                        Class::Invalid,
+                        "name the target: the policy allows a pattern of them",
+                    )
+                    .by_line(rule.line));
+                };
+                all.extend(literal.into_iter().map(|target| (*i, target)));
+            }
+            return match all.len() {
+                1 => {
+                    all.pop().map(|(i, target)| permit(i, target)).ok_or_else(|| Refusal::denied("no target"))
+                }
+                0 => Err(Refusal::denied(format!("no rule attaches program {program} of object {object}"))
+                    .by_line(rules.line)),
+                n => Err(Refusal::new(
+                    Class::Invalid,
+                    format!("name the target: the policy allows {n} of them"),
+                )
+                .by_line(rules.line)),
+            };
+        }
+        match candidates.iter().find(|(_, rule)| rule.hook.allows(target)) {
+            Some((i, _)) => Ok(permit(*i, target.clone())),
+            None => Err(Refusal::denied(format!(
+                "no rule attaches program {program} of object {object} to {target}"
+            ))
+            .by_line(rules.line)),
+        }
+    }
+
+    /// What: this map of this object, as its access says.
+    ///
+    /// Errors: `Denied` (no right to this map, not in the policy, or its access is none)
+    pub fn map(&self, object: &ObjectName, map: &MapName) -> Result<MapPermit, Refusal> {
+        let rules = self.object(object)?;
+        let entry = self.roles.iter().map(|&i| &self.policy.clients[i]).find(|client| {
+            client.may.contains(&Right::Maps) && client.maps.as_ref().is_none_or(|maps| maps.contains(map))
+        });
+        if entry.is_none() {
+            return Err(
+                Refusal::denied(format!("no entry for this client gives map {map}")).by_line(self.line())
+            );
+        }
+        match rules.maps.get(map) {
+            Some(&(access, line)) if access != Access::None => Ok(MapPermit { access, line }),
+            Some(&(_, line)) => Err(Refusal::denied(format!("map {map} is closed to clients")).by_line(line)),
+            None => Err(Refusal::denied(format!("the policy does not name map {map} of object {object}"))
+                .by_line(rules.line)),
+        }
+    }
+}
+
+impl RightPermit {
+    /// The line that gives the right.
+    pub fn line(self) -> u32 {
+        self.line
+    }
+}
+
+impl MapPermit {
+    /// How.
+    pub fn access(self) -> Access {
+        self.access
+    }
+
+    /// The line that says so.
+    pub fn line(self) -> u32 {
+        self.line
+    }
+}
+
+impl LoadPermit {
+    /// Which object.
+    pub fn object(&self) -> &ObjectName {
+        &self.object
+    }
+
+    /// Its rules.
+    pub fn rules(&self) -> &Object {
+        &self.policy.objects[&self.object]
+    }
+
+    /// The policy it was given under.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Values of globals.
+    pub fn globals(&self) -> &[Global] {
+        &self.globals
+    }
+
+    /// The line that allowed it.
+    pub fn line(&self) -> u32 {
+        self.line
+    }
+
+    /// The first rule of each program to load. The policy has one type for each of them.
+    pub fn programs(&self) -> impl Iterator<Item = &ProgramRule> {
+        self.programs
+            .iter()
+            .filter_map(|name| self.rules().programs.iter().find(|rule| rule.program == *name))
+    }
+
+    /// What the loader is told to load.
+    pub fn plan(&self) -> Vec<ProgramPlan> {
+        self.programs()
+            .map(|rule| ProgramPlan {
+                name: rule.program.clone(),
+                prog_type: rule.hook.kind().row().prog_type,
+                expected_attach_type: rule.hook.expected_attach_type(),
+            })
+            .collect()
+    }
+
+    /// Whether some rule of the policy hands the descriptor of this program out.
+    pub fn program_fd(&self, program: &ProgramName) -> bool {
+        self.rules().programs.iter().any(|rule| rule.program == *program && rule.program_fd)
+    }
+}
+
+impl AttachPermit {
+    /// The rule that allowed it.
+    pub fn rule(&self) -> &ProgramRule {
+        &self.policy.objects[&self.object].programs[self.rule]
+    }
+
+    /// To what; never [`Target::Only`].
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+}
+
+impl Hook {
+    /// Whether this target is one of the hook's.
+    fn allows(&self, target: &Target) -> bool {
+        match (self, target) {
+            (Self::Xdp { interfaces, .. } | Self::Tcx { interfaces, .. }, Target::Interface(name)) => {
+                interfaces.iter().any(|pattern| pattern.matches(name.as_str()))
+            }
+            (Self::CgroupSkb { cgroups, .. }, Target::Cgroup(path)) => cgroups.contains(path),
+            (Self::RawTracepoint { events } | Self::Tracepoint { events }, Target::Event(event)) => {
+                events.contains(event)
+            }
+            (Self::Uprobe { binary, symbols, .. }, Target::Symbol { binary: b, symbol }) => {
+                binary == b && symbols.contains(symbol)
+            }
+            _ => false,
+        }
+    }
+
+    /// All of its targets, if they can be listed.
+    fn literal_targets(&self) -> Option<Vec<Target>> {
+        Some(match self {
+            Self::Xdp { interfaces, .. } | Self::Tcx { interfaces, .. } => {
+                interfaces.iter().map(|p| p.literal().map(Target::Interface)).collect::<Option<_>>()?
+            }
+            Self::CgroupSkb { cgroups, .. } => cgroups.iter().cloned().map(Target::Cgroup).collect(),
+            Self::RawTracepoint { events } | Self::Tracepoint { events } => {
+                events.iter().cloned().map(Target::Event).collect()
+            }
+            Self::Uprobe { binary, symbols, .. } => symbols
+                .iter()
+                .map(|symbol| Target::Symbol { binary: binary.clone(), symbol: symbol.clone() })
+                .collect(),
+            Self::SocketFilter => Vec::new(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

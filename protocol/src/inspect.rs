@@ -1,0 +1,399 @@
+//! What is checked in maps and programs before the kernel is asked: pure functions, run where the privilege is.
+//!
+//! The loader that asks is not trusted: an object may have taken it over. What it says is compared with the permit
+//! of the load; what the instructions say is read from the instructions.
+#![forbid(unsafe_code)]
+
+use crate::authorize::LoadPermit;
+use crate::functions;
+use crate::hooks::{Kind, type_name};
+use crate::messages::loader::{Handle, MapCreate, ProgLoad};
+use crate::policy::ProgramRule;
+use crate::refusal::{Class, Refusal};
+
+/// The most BTF one object may bring, in bytes; the kernel's own limit is 16 MiB (`BTF_MAX_SIZE`).
+pub const MAX_BTF: usize = 8 << 20;
+
+/// The most bytes of instructions, func info and line info of one program: 8 + 8 + 16 for each of a million instructions.
+pub const MAX_PROGRAM: usize = 32 << 20;
+
+/// Bytes of one instruction. Source: Documentation/bpf/standardization/instruction-set.rst.
+pub const INSN: usize = 8;
+
+/// A map type that an app may have. Types that hold programs, sockets, devices, other maps or pieces of other
+/// kernel objects are not here: whoever writes to them acts on more than data.
+struct MapType {
+    number: u32,
+    name: &'static str,
+    per_cpu: bool,
+}
+
+#[rustfmt::skip]
+const MAP_TYPES: [MapType; 12] = [
+    MapType { number: 1, name: "hash", per_cpu: false },
+    MapType { number: 2, name: "array", per_cpu: false },
+    MapType { number: 5, name: "percpu_hash", per_cpu: true },
+    MapType { number: 6, name: "percpu_array", per_cpu: true },
+    MapType { number: 7, name: "stack_trace", per_cpu: false },
+    MapType { number: 9, name: "lru_hash", per_cpu: false },
+    MapType { number: 10, name: "lru_percpu_hash", per_cpu: true },
+    MapType { number: 11, name: "lpm_trie", per_cpu: false },
+    MapType { number: 22, name: "queue", per_cpu: false },
+    MapType { number: 23, name: "stack", per_cpu: false },
+    MapType { number: 27, name: "ringbuf", per_cpu: false },
+    MapType { number: 30, name: "bloom_filter", per_cpu: false },
+];
+
+/// `BPF_F_NO_PREALLOC`, `NO_COMMON_LRU`, `RDONLY_PROG`, `WRONLY_PROG`, `MMAPABLE`: none of them widens who may do what.
+const MAP_FLAGS: u32 = 1 << 0 | 1 << 1 | 1 << 7 | 1 << 8 | 1 << 10;
+
+/// The name of a map type as bpftool writes it.
+pub fn map_type_name(number: u32) -> String {
+    MAP_TYPES
+        .iter()
+        .find(|t| t.number == number)
+        .map_or_else(|| format!("type_{number}"), |t| t.name.to_owned())
+}
+
+/// Whether user space sees one value per CPU.
+pub fn is_per_cpu(map_type: u32) -> bool {
+    MAP_TYPES.iter().any(|t| t.number == map_type && t.per_cpu)
+}
+
+/// Checks a map of an object; gives the bytes that it will take at least on a machine with `cpus` possible CPUs.
+///
+/// Errors: `Unsupported` (type or flags that no app may have)
+pub fn check_map(map: &MapCreate, cpus: u32) -> Result<u64, Refusal> {
+    let refuse = |why: String| Err(Refusal::new(Class::Unsupported, why));
+    if map.name.len() > 15 {
+        return refuse("a map name is longer than the kernel allows".into());
+    }
+    let Some(kind) = MAP_TYPES.iter().find(|t| t.number == map.map_type) else {
+        return refuse(format!(
+            "map {} is of type {}, which apps may not have: it can hold more than data",
+            map.name, map.map_type
+        ));
+    };
+    if map.flags & !MAP_FLAGS != 0 {
+        return refuse(format!(
+            "map {} has flags {:#x} that apps may not set",
+            map.name,
+            map.flags & !MAP_FLAGS
+        ));
+    }
+    if map.extra != 0 && (kind.name != "bloom_filter" || map.extra > 15) {
+        return refuse(format!("map {} sets map_extra, which only bloom filters may", map.name));
+    }
+    let (key, value, entries) =
+        (u64::from(map.key_size), u64::from(map.value_size), u64::from(map.max_entries));
+    let cells = if kind.per_cpu { u64::from(cpus) } else { 1 };
+    // Per entry of a hash table: bucket, list and element header, about 64 bytes (kernel/bpf/hashtab.c).
+    let overhead = if matches!(kind.name, "array" | "percpu_array" | "queue" | "stack") { 0 } else { 64 };
+    let bytes = match kind.name {
+        "ringbuf" => entries,
+        "bloom_filter" => entries.saturating_mul(value.saturating_add(4)),
+        _ => {
+            let data = value.next_multiple_of(8).saturating_mul(cells);
+            key.next_multiple_of(8).saturating_add(data).saturating_add(overhead).saturating_mul(entries)
+        }
+    };
+    Ok(bytes)
+}
+
+/// Checks what the loader says of a program against the permit; its parts have `len` bytes together. The instructions
+/// are checked by [`scan`].
+///
+/// Errors: `Denied` (not in the permit) · `Object` (another type, flags, or a shape that libbpf does not make) · `Quota`
+pub fn check_program<'p>(
+    permit: &'p LoadPermit,
+    index: u32,
+    load: &ProgLoad,
+    len: usize,
+) -> Result<&'p ProgramRule, Refusal> {
+    let Some(rule) = permit.programs().nth(index as usize) else {
+        return Err(Refusal::denied("the loader asks for a program that is not in the permit"));
+    };
+    let object = |why: String| Refusal::new(Class::Object, why).by_line(rule.line);
+    let row = rule.hook.kind().row();
+    if load.prog_type != row.prog_type || load.expected_attach_type != rule.hook.expected_attach_type() {
+        return Err(object(format!(
+            "program {} is of type {}, but the policy says {}",
+            rule.program,
+            type_name(load.prog_type),
+            row.key
+        )));
+    }
+    if load.flags & !row.flags != 0 {
+        return Err(object(format!(
+            "program {} has flags {:#x} that a program of type {} may not have",
+            rule.program,
+            load.flags & !row.flags,
+            row.key
+        )));
+    }
+    if !rule.program.as_str().starts_with(&load.name) || load.name.len() > 15 {
+        return Err(object(format!("program {} comes under another name", rule.program)));
+    }
+    check_shape(load, len).map_err(object)?;
+    let count = load.parts.0 as usize / INSN;
+    if count > permit.policy().limits.instructions as usize {
+        let why = format!(
+            "program {} has {count} instructions; the policy allows {}",
+            rule.program,
+            permit.policy().limits.instructions
+        );
+        return Err(Refusal::new(Class::Quota, why));
+    }
+    Ok(rule)
+}
+
+/// Lengths that fit together, whoever says them.
+fn check_shape(load: &ProgLoad, len: usize) -> Result<(), String> {
+    let (insns, funcs, lines) = load.parts;
+    let sum = u64::from(insns) + u64::from(funcs) + u64::from(lines);
+    if sum != len as u64 || sum > MAX_PROGRAM as u64 {
+        return Err("the parts of a program do not add up".into());
+    }
+    if insns == 0 || !(insns as usize).is_multiple_of(INSN) {
+        return Err("the instructions are cut short".into());
+    }
+    for (size, len) in [(load.record_sizes.0, funcs), (load.record_sizes.1, lines)] {
+        // 8 and 16 today; the kernel takes up to MAX_FUNCINFO_REC_SIZE = MAX_LINEINFO_REC_SIZE = 252.
+        if len != 0 && (!(8..=252).contains(&size) || !size.is_multiple_of(4) || !len.is_multiple_of(size)) {
+            return Err("the debug information of a program is cut short".into());
+        }
+    }
+    if load.license.len() > 127 || load.license.contains('\0') {
+        return Err("the license of the object is longer than the kernel allows".into());
+    }
+    Ok(())
+}
+
+/// Checks a program by which libbpf finds out what the kernel can do. Its descriptor is closed at once.
+/// Source: libbpf 1.7, src/features.c: the largest probe has 12 instructions.
+///
+/// Errors: `Object` (no such probe)
+pub fn check_probe(load: &ProgLoad, len: usize) -> Result<(), Refusal> {
+    const SOCKET_FILTER: u32 = 1;
+    const CGROUP_SOCK: u32 = 9;
+    let types = [SOCKET_FILTER, CGROUP_SOCK, Kind::Uprobe.row().prog_type, Kind::Tracepoint.row().prog_type];
+    let fine = types.contains(&load.prog_type)
+        && load.parts.0 as usize <= 16 * INSN
+        && load.flags == 0
+        && load.name.len() <= 15
+        && check_shape(load, len).is_ok();
+    if fine {
+        Ok(())
+    } else {
+        Err(Refusal::new(Class::Object, "the loader asks for a probe that libbpf does not make"))
+    }
+}
+
+/// Helper functions that probes of libbpf call: `probe_read_kernel`, `get_attach_cookie`.
+const PROBE_FUNCTIONS: [u32; 2] = [113, 174];
+
+/// Whether instructions of a probe may call helper function `id`.
+pub fn probe_function(id: u32) -> Result<(), Refusal> {
+    if PROBE_FUNCTIONS.contains(&id) {
+        Ok(())
+    } else {
+        Err(Refusal::new(Class::Object, "a probe calls what libbpf's probes do not call"))
+    }
+}
+
+/// Whether instructions of this permit's programs may call helper function `id`.
+///
+/// Errors: `Denied` (it needs a grant that the policy does not give) · `Unsupported` (no such function in this build)
+pub fn function(permit: &LoadPermit, id: u32) -> Result<(), Refusal> {
+    let Some(name) = functions::name(id) else {
+        return Err(Refusal::new(
+            Class::Unsupported,
+            format!("the program calls helper function number {id}, which this build does not know"),
+        ));
+    };
+    match functions::needs_grant(id) {
+        Some(what) if !permit.rules().functions.contains(&id) => {
+            let why = format!(
+                "the program calls bpf_{name}, which {what}; the policy must say so: [objects.{}.helpers] allow = [\"bpf_{name}\"]",
+                permit.object()
+            );
+            Err(Refusal::new(Class::Object, why).by_line(permit.rules().line))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A place in the instructions where the number of a map stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapSlot {
+    /// Index of the instruction.
+    pub index: usize,
+    /// What the loader wrote there.
+    pub handle: Handle,
+}
+
+/// Reads every instruction: which helper functions are called (`allowed` says which may be), where maps stand.
+/// Everything else that could name a kernel object is refused: descriptors by index, types and variables of the
+/// kernel, kfuncs.
+///
+/// Errors: those of `allowed` · `Object` (a reference that no app may have, or instructions cut short)
+pub fn scan(insns: &[u8], allowed: impl Fn(u32) -> Result<(), Refusal>) -> Result<Vec<MapSlot>, Refusal> {
+    const LD_IMM64: u8 = 0x18;
+    const CALL: u8 = 0x85;
+    // Any other opcode with the call operation: class JMP or JMP32, register source.
+    const OTHER_CALLS: [u8; 3] = [0x8d, 0x86, 0x8e];
+    let refuse =
+        |index: usize, why: &str| Err(Refusal::new(Class::Object, format!("instruction {index} {why}")));
+    let (words, rest) = insns.as_chunks::<INSN>();
+    if !rest.is_empty() {
+        return refuse(words.len(), "is cut short");
+    }
+    let mut slots = Vec::new();
+    let mut index = 0;
+    while let Some(word) = words.get(index) {
+        let (code, source) = (word[0], word[1] >> 4);
+        let immediate = u32::from_le_bytes([word[4], word[5], word[6], word[7]]);
+        match (code, source) {
+            (CALL, 0) => allowed(immediate)?,
+            // 1: a function of the program itself.
+            (CALL, 1) => {}
+            (CALL, 2) => {
+                return refuse(index, "calls a kernel function (kfunc); no policy can allow that yet");
+            }
+            (CALL, _) => return refuse(index, "is a call of an unknown kind"),
+            (code, _) if OTHER_CALLS.contains(&code) => return refuse(index, "is a call of an unknown kind"),
+            (LD_IMM64, _) => {
+                match words.get(index + 1) {
+                    Some(second) if second[..4] == [0; 4] => {}
+                    _ => return refuse(index, "is cut short"),
+                }
+                match source {
+                    // 0: a constant. 4: the address of a function of the program itself.
+                    0 | 4 => {}
+                    // 1, 2: a map, or the address of its value.
+                    1 | 2 => slots.push(MapSlot { index, handle: immediate }),
+                    3 => return refuse(index, "refers to a variable of the kernel (ksym), which is refused"),
+                    5 | 6 => {
+                        return refuse(index, "refers to a map by its place in fd_array, which is refused");
+                    }
+                    _ => return refuse(index, "loads something of an unknown kind"),
+                }
+                index += 1;
+            }
+            _ => {}
+        }
+        index += 1;
+    }
+    Ok(slots)
+}
+
+/// Writes the descriptor of a map to its slot. `slot` comes from [`scan`] of the same instructions.
+pub fn patch(insns: &mut [u8], slot: MapSlot, fd: i32) {
+    insns[slot.index * INSN + 4..slot.index * INSN + 8].copy_from_slice(&fd.to_le_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::messages::loader::Purpose;
+
+    fn insn(code: u8, regs: u8, immediate: u32) -> Vec<u8> {
+        [&[code, regs, 0, 0], immediate.to_le_bytes().as_slice()].concat()
+    }
+
+    fn only(id: u32) -> impl Fn(u32) -> Result<(), Refusal> {
+        move |n| if n == id { Ok(()) } else { Err(Refusal::denied("function")) }
+    }
+
+    #[test]
+    fn calls_are_seen_wherever_they_stand() {
+        for position in 0..5 {
+            let mut program = insn(0xb7, 0, 0).repeat(position);
+            program.extend(insn(0x85, 0, 36));
+            program.extend(insn(0x95, 0, 0));
+            assert_eq!(scan(&program, only(1)).unwrap_err().class, Class::Denied);
+            assert!(scan(&program, only(36)).is_ok());
+        }
+    }
+
+    /// What looks like a call inside of the second half of a 64-bit load is a constant, and the other way round.
+    #[test]
+    fn halves_of_a_wide_load_are_told_apart() {
+        let mut wide = insn(0x18, 0, 7);
+        wide.extend(insn(0x85, 0, 36));
+        assert_eq!(scan(&wide, only(36)).unwrap_err().class, Class::Object, "the kernel refuses it too");
+        let mut good = insn(0x18, 0, 7);
+        good.extend(insn(0, 0, 36));
+        assert!(scan(&good, only(1)).unwrap().is_empty());
+        assert_eq!(scan(&insn(0x18, 0, 7), only(1)).unwrap_err().class, Class::Object);
+        assert_eq!(scan(&[0; 7], only(1)).unwrap_err().class, Class::Object);
+    }
+
+    #[test]
+    fn only_maps_are_referred_to() {
+        for source in 0..16u8 {
+            let mut program = insn(0x18, source << 4 | 1, 5);
+            program.extend(insn(0, 0, 0));
+            let got = scan(&program, only(1));
+            match source {
+                0 | 4 => assert_eq!(got.unwrap(), []),
+                1 | 2 => assert_eq!(got.unwrap(), [MapSlot { index: 0, handle: 5 }]),
+                _ => assert_eq!(got.unwrap_err().class, Class::Object, "{source}"),
+            }
+            let got = scan(&insn(0x85, source << 4, 1), only(1));
+            assert_eq!(got.is_ok(), source < 2, "call {source}");
+        }
+        for code in [0x8d, 0x86, 0x8e] {
+            assert!(scan(&insn(code, 0, 1), only(1)).is_err());
+        }
+    }
+
+    #[test]
+    fn a_patch_changes_the_immediate_and_nothing_else() {
+        let mut program = [insn(0xb7, 0, 0), insn(0x18, 0x11, 2), insn(0, 0, 0)].concat();
+        let slots = scan(&program, only(1)).unwrap();
+        let before = program.clone();
+        patch(&mut program, slots[0], 0x0102_0304);
+        assert_eq!(program[12..16], [4, 3, 2, 1]);
+        program[12..16].copy_from_slice(&before[12..16]);
+        assert_eq!(program, before);
+    }
+
+    fn map(map_type: u32) -> MapCreate {
+        MapCreate {
+            purpose: Purpose::Object(0),
+            map_type,
+            key_size: 4,
+            value_size: 12,
+            max_entries: 10,
+            flags: 0,
+            extra: 0,
+            name: "m".into(),
+            btf: 0,
+            btf_ids: (0, 0),
+        }
+    }
+
+    #[test]
+    fn map_types_that_hold_more_than_data_are_refused() {
+        let allowed = [1, 2, 5, 6, 7, 9, 10, 11, 22, 23, 27, 30];
+        for number in 0..64 {
+            assert_eq!(check_map(&map(number), 2).is_ok(), allowed.contains(&number), "{number}");
+        }
+        for bit in 0..32 {
+            let got = check_map(&MapCreate { flags: 1 << bit, ..map(1) }, 2);
+            assert_eq!(got.is_ok(), [0, 1, 7, 8, 10].contains(&bit), "flag {bit}");
+        }
+        assert!(check_map(&MapCreate { extra: 1, ..map(1) }, 2).is_err());
+        assert!(check_map(&MapCreate { name: "sixteencharacter".into(), ..map(1) }, 2).is_err());
+    }
+
+    #[test]
+    fn map_memory_counts_every_cpu_and_does_not_wrap() {
+        assert_eq!(check_map(&map(2), 8), Ok(10 * (8 + 16)));
+        assert_eq!(check_map(&map(6), 8), Ok(10 * (8 + 16 * 8)));
+        assert_eq!(check_map(&MapCreate { max_entries: 4096, ..map(27) }, 8), Ok(4096));
+        let huge = MapCreate { key_size: u32::MAX, value_size: u32::MAX, max_entries: u32::MAX, ..map(5) };
+        assert_eq!(check_map(&huge, u32::MAX), Ok(u64::MAX));
+    }
+}

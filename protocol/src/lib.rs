@@ -1,0 +1,33 @@
+//! What may be said on each channel of bpfgate, how it is carried, and what is allowed.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`messages`] | the rows of the inner channels: broker - helper, helper - loader, broker - spawner |
+//! | [`codec`] | bincode with a limit, exact length |
+//! | [`channel`] | one message a datagram over `SOCK_SEQPACKET`, descriptors by `SCM_RIGHTS` |
+//! | [`policy`] | a policy file, from bytes to types |
+//! | [`authorize`] | the one check, run by broker (early) and helper (final) |
+//! | [`inspect`] | what the helper checks in maps and instructions before it asks the kernel |
+//! | [`hooks`] | one row per kind of program |
+//! | [`uapi`] | bpf(2)'s arguments, as plain data |
+//! | [`identity`] | who a connected client is, as the kernel says |
+#![deny(unsafe_code)]
+
+pub mod authorize;
+pub mod channel;
+pub mod codec;
+pub mod functions;
+pub mod hooks;
+pub mod identity;
+pub mod inspect;
+pub mod messages;
+pub mod names;
+pub mod policy;
+pub mod refusal;
+pub mod uapi;
+
+/// The Varlink interface that clients speak, word for word.
+pub const INTERFACE: &str = include_str!("../io.bpfgate.varlink");
+
+/// The version of the inner channels; broker, helper and loader of different versions refuse each other.
+pub const INNER_VERSION: u32 = 1;

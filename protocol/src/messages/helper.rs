@@ -1,0 +1,375 @@
+//! Broker and helper. The helper answers every request once, in order.
+//!
+//! No request names an app or a user: the helper has one app, and asks the kernel who a client is.
+
+use super::{Bulk, Bytes, InstanceId, LinkId, Process, Row, SessionId};
+use crate::channel::Message;
+use crate::hooks::Kind;
+use crate::names::{
+    AbsolutePath, EventName, GlobalName, InterfaceName, MapName, ObjectName, ProgramName, SymbolName,
+};
+use crate::policy::Access;
+use crate::refusal::Refusal;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Where a client wants a program attached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Target {
+    /// The one literal target that the policy allows.
+    Only,
+    /// A network interface, by name in the helper's network namespace.
+    Interface(InterfaceName),
+    /// A cgroup, by its path as the policy writes it.
+    Cgroup(AbsolutePath),
+    /// A tracepoint or raw tracepoint.
+    Event(EventName),
+    /// A function of a binary, both as the policy writes them.
+    Symbol {
+        /// The binary.
+        binary: AbsolutePath,
+        /// The function.
+        symbol: SymbolName,
+    },
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Only => f.write_str("the only one"),
+            Self::Interface(name) => name.fmt(f),
+            Self::Cgroup(path) => path.fmt(f),
+            Self::Event(event) => event.fmt(f),
+            Self::Symbol { binary, symbol } => write!(f, "{binary}:{symbol}"),
+        }
+    }
+}
+
+/// A value for a `.rodata` variable. The loader checks that it fits the variable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Global {
+    /// The variable.
+    pub name: GlobalName,
+    /// Its value; `i128` holds every u64 and i64.
+    pub value: i128,
+}
+
+/// From the broker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToHelper {
+    /// Row `Open`.
+    Open {
+        /// A number that the broker has not used before.
+        session: SessionId,
+    },
+    /// Row `Load`.
+    Load {
+        /// Whose.
+        session: SessionId,
+        /// Which object of the policy.
+        object: ObjectName,
+        /// Which of its programs; none named is all that the policy names.
+        programs: Vec<ProgramName>,
+        /// Initial values of `.rodata`.
+        globals: Vec<Global>,
+    },
+    /// Row `Attach`.
+    Attach {
+        /// Whose.
+        session: SessionId,
+        /// Of which instance.
+        instance: InstanceId,
+        /// Which program.
+        program: ProgramName,
+        /// Under which hook of the policy, where there is more than one.
+        hook: Option<Kind>,
+        /// To what.
+        target: Target,
+    },
+    /// Row `Detach`.
+    Detach {
+        /// Whose.
+        session: SessionId,
+        /// Which link.
+        link: LinkId,
+    },
+    /// Row `Unload`.
+    Unload {
+        /// Whose.
+        session: SessionId,
+        /// Which instance.
+        instance: InstanceId,
+    },
+    /// Row `Map`.
+    Map {
+        /// Whose.
+        session: SessionId,
+        /// Of which instance.
+        instance: InstanceId,
+        /// Which map.
+        map: MapName,
+    },
+    /// Row `ReadMap`.
+    ReadMap {
+        /// Whose.
+        session: SessionId,
+        /// Of which instance.
+        instance: InstanceId,
+        /// Which map.
+        map: MapName,
+        /// The key to go on after; empty at the start.
+        cursor: Bytes,
+        /// 1..=256 entries.
+        limit: u16,
+    },
+    /// Row `List`.
+    List {
+        /// Whose.
+        session: SessionId,
+    },
+    /// Row `Close`.
+    Close {
+        /// Which session.
+        session: SessionId,
+    },
+}
+
+/// The table of this channel.
+pub const ROWS: [Row; 9] = [
+    Row {
+        name: "Open",
+        from: Process::Broker,
+        fds_in: "the client's connected socket",
+        fds_out: "",
+        doc: "Starts a session for the client at the other end of the socket; the helper reads who that is from it.",
+    },
+    Row {
+        name: "Load",
+        from: Process::Broker,
+        fds_in: "",
+        fds_out: "maps that are frozen or read-write, programs with program_fd; or the verifier log",
+        doc: "Loads programs of an approved object.",
+    },
+    Row {
+        name: "Attach",
+        from: Process::Broker,
+        fds_in: "",
+        fds_out: "the link, where the policy says link_fd",
+        doc: "Attaches a program of an instance to a target of the policy.",
+    },
+    Row {
+        name: "Detach",
+        from: Process::Broker,
+        fds_in: "",
+        fds_out: "",
+        doc: "Takes a link down, whoever holds it.",
+    },
+    Row {
+        name: "Unload",
+        from: Process::Broker,
+        fds_in: "",
+        fds_out: "",
+        doc: "Detaches and releases an instance.",
+    },
+    Row {
+        name: "Map",
+        from: Process::Broker,
+        fds_in: "",
+        fds_out: "the map, if frozen or read-write",
+        doc: "Describes one map and hands it over as its access says.",
+    },
+    Row {
+        name: "ReadMap",
+        from: Process::Broker,
+        fds_in: "",
+        fds_out: "",
+        doc: "Reads entries of a map that is not closed to clients.",
+    },
+    Row {
+        name: "List",
+        from: Process::Broker,
+        fds_in: "",
+        fds_out: "",
+        doc: "Names the instances of the app that the session may see.",
+    },
+    Row {
+        name: "Close",
+        from: Process::Broker,
+        fds_in: "",
+        fds_out: "",
+        doc: "Ends a session and releases what it loaded; the client's end of the socket has the same effect.",
+    },
+];
+
+impl ToHelper {
+    /// The row of this message.
+    pub fn row(&self) -> &'static Row {
+        &ROWS[match self {
+            Self::Open { .. } => 0,
+            Self::Load { .. } => 1,
+            Self::Attach { .. } => 2,
+            Self::Detach { .. } => 3,
+            Self::Unload { .. } => 4,
+            Self::Map { .. } => 5,
+            Self::ReadMap { .. } => 6,
+            Self::List { .. } => 7,
+            Self::Close { .. } => 8,
+        }]
+    }
+}
+
+impl Message for ToHelper {
+    fn fds(&self) -> usize {
+        usize::from(matches!(self, Self::Open { .. }))
+    }
+}
+
+/// What a helper says about its own confinement after its self-test.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sandbox {
+    /// ABI of landlock in force, 0 for none.
+    pub landlock_abi: u32,
+    /// Stacked seccomp filters.
+    pub seccomp_filters: u32,
+    /// Permitted capabilities as the kernel's mask.
+    pub capabilities: u64,
+}
+
+/// A program of an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramInfo {
+    /// Its name.
+    pub name: ProgramName,
+    /// The key of its hook in the policy.
+    pub hook: Kind,
+    /// A descriptor goes with the message.
+    pub fd: bool,
+}
+
+/// A map of an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapInfo {
+    /// Its name.
+    pub name: MapName,
+    /// `enum bpf_map_type`.
+    pub map_type: u32,
+    /// Bytes.
+    pub key_size: u32,
+    /// Bytes, of one value.
+    pub value_size: u32,
+    /// Entries; bytes for a ring buffer.
+    pub max_entries: u32,
+    /// As the policy says.
+    pub access: Access,
+    /// A descriptor goes with the message.
+    pub fd: bool,
+}
+
+/// An attachment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkInfo {
+    /// Its number.
+    pub id: LinkId,
+    /// Whose program.
+    pub program: ProgramName,
+    /// Under which hook.
+    pub hook: Kind,
+    /// To what.
+    pub target: Target,
+}
+
+/// A loaded object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceInfo {
+    /// Its number.
+    pub id: InstanceId,
+    /// Which object of the policy.
+    pub object: ObjectName,
+    /// Loaded by the session that asks.
+    pub mine: bool,
+    /// Its programs.
+    pub programs: Vec<ProgramInfo>,
+    /// Its maps.
+    pub maps: Vec<MapInfo>,
+    /// Its attachments.
+    pub links: Vec<LinkInfo>,
+}
+
+/// What a request came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Done; nothing to say.
+    Done,
+    /// `Load`: descriptors of programs, then of maps, in this order.
+    Loaded {
+        /// The instance.
+        instance: InstanceId,
+        /// Its programs.
+        programs: Vec<ProgramInfo>,
+        /// Its maps.
+        maps: Vec<MapInfo>,
+    },
+    /// `Attach`.
+    Attached {
+        /// The link.
+        link: LinkId,
+        /// What the target came to.
+        target: Target,
+        /// A descriptor goes with the message.
+        fd: bool,
+    },
+    /// `Map`.
+    Map(MapInfo),
+    /// `ReadMap`.
+    Entries {
+        /// Keys and values.
+        entries: Vec<(Bytes, Bytes)>,
+        /// The key to go on after; empty at the end.
+        cursor: Bytes,
+    },
+    /// `List`.
+    Instances(Vec<InstanceInfo>),
+    /// No. A verifier log that does not fit goes in a memfd.
+    Refused {
+        /// Why.
+        refusal: Refusal,
+        /// The verifier log; empty if there is none.
+        log: Bulk,
+    },
+}
+
+/// From the helper.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromHelper {
+    /// First message: locked down, tested, serving.
+    Ready {
+        /// [`crate::INNER_VERSION`].
+        version: u32,
+        /// SHA-256 of the policy file it read; the broker must have read the same.
+        policy: [u8; 32],
+        /// Its confinement.
+        sandbox: Sandbox,
+    },
+    /// The answer to the oldest request that has none.
+    Answer {
+        /// What it came to.
+        outcome: Outcome,
+        /// The line of the policy that allowed it.
+        line: Option<u32>,
+    },
+}
+
+impl Message for FromHelper {
+    fn fds(&self) -> usize {
+        let Self::Answer { outcome, .. } = self else { return 0 };
+        match outcome {
+            Outcome::Loaded { programs, maps, .. } => {
+                programs.iter().filter(|p| p.fd).count() + maps.iter().filter(|m| m.fd).count()
+            }
+            Outcome::Attached { fd, .. } => usize::from(*fd),
+            Outcome::Map(map) => usize::from(map.fd),
+            Outcome::Refused { log, .. } => log.fds(),
+            Outcome::Done | Outcome::Entries { .. } | Outcome::Instances(_) => 0,
+        }
+    }
+}

@@ -1,0 +1,433 @@
+//! From the shape of a file to a [`Policy`]: every text becomes a name, every rule gets its line, everything that is
+//! wrong is collected with its place.
+
+use super::file::Accounts;
+use super::raw::{self, Text};
+use super::report::{Problem, position};
+use super::{
+    Access, Client, Direction, Hook, Keep, Limits, Object, Policy, PolicyError, ProgramRule, Range, Right,
+    Sandboxing, VERSION, XdpMode,
+};
+use crate::functions;
+use crate::identity::NEVER;
+use crate::names::{EventName, NameError, Pattern, ProgramName};
+use serde_spanned::Spanned;
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr;
+
+type Span = std::ops::Range<usize>;
+
+/// Collects problems on the way; every method gives a value only if there was none.
+struct Builder<'a> {
+    text: &'a str,
+    accounts: &'a Accounts,
+    problems: Vec<Problem>,
+}
+
+pub(super) fn policy(file: &str, text: &str, accounts: &Accounts) -> Result<Policy, PolicyError> {
+    let raw: raw::File = toml::from_str(text).map_err(|error| {
+        let span = error.span().unwrap_or(0..0);
+        let message = error.message().replace('`', "'");
+        PolicyError::new(file, text, vec![Problem { span, message, help: None }])
+    })?;
+    let mut builder = Builder { text, accounts, problems: Vec::new() };
+    let built = builder.policy(file, raw);
+    match built {
+        Some(policy) if builder.problems.is_empty() => Ok(policy),
+        _ => Err(PolicyError::new(file, text, builder.problems)),
+    }
+}
+
+impl Builder<'_> {
+    fn problem(&mut self, span: Span, message: impl Into<String>, help: Option<&str>) {
+        self.problems.push(Problem { span, message: message.into(), help: help.map(str::to_owned) });
+    }
+
+    fn line(&self, span: &Span) -> u32 {
+        position(self.text, span.start).0
+    }
+
+    fn policy(&mut self, file: &str, raw: raw::File) -> Option<Policy> {
+        if *raw.version.get_ref() != VERSION {
+            self.problem(raw.version.span(), "this version of bpfgate knows only version = 1", None);
+        }
+        let clients: Vec<_> = raw.client.into_iter().filter_map(|client| self.client(client)).collect();
+        let objects: BTreeMap<_, _> = raw
+            .objects
+            .into_iter()
+            .filter_map(|(name, object)| {
+                let line = self.line(&name.span());
+                Some((self.name(&name)?, self.object(line, object)?))
+            })
+            .collect();
+        let limits = self.limits(raw.limits);
+        let keep =
+            self.word(raw.lifetime.keep, Keep::Session, &[("session", Keep::Session), ("app", Keep::App)]);
+        let require = [("full", Sandboxing::Full), ("seccomp", Sandboxing::Seccomp)];
+        let require = self.word(raw.require.sandbox, Sandboxing::Full, &require);
+        Some(Policy {
+            file: file.to_owned(),
+            digest: Sha256::digest(self.text.as_bytes()).into(),
+            description: raw.description,
+            clients,
+            objects,
+            limits,
+            keep,
+            require,
+        })
+    }
+
+    fn name<T: FromStr<Err = NameError>>(&mut self, text: &Text) -> Option<T> {
+        match text.get_ref().parse() {
+            Ok(name) => Some(name),
+            Err(error) => {
+                self.problem(text.span(), error.to_string(), None);
+                None
+            }
+        }
+    }
+
+    fn names<T: FromStr<Err = NameError> + PartialEq>(
+        &mut self,
+        what: &str,
+        of: &Span,
+        texts: &[Text],
+    ) -> Option<Vec<T>> {
+        if texts.is_empty() {
+            self.problem(of.clone(), format!("{what} is empty: nothing would be allowed"), None);
+        }
+        let mut names: Vec<T> = Vec::new();
+        for text in texts {
+            let name = self.name(text)?;
+            if names.contains(&name) {
+                self.problem(text.span(), "this stands here twice", None);
+            }
+            names.push(name);
+        }
+        Some(names)
+    }
+
+    /// One of several words; `default` if none is given.
+    fn word<T: Copy>(&mut self, text: Option<Text>, default: T, words: &[(&str, T)]) -> T {
+        let Some(text) = text else { return default };
+        if let Some((_, value)) = words.iter().find(|(word, _)| word == text.get_ref()) {
+            return *value;
+        }
+        let known: Vec<_> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+        self.problem(text.span(), format!("this is none of {}", known.join(", ")), None);
+        default
+    }
+
+    fn client(&mut self, raw: Spanned<raw::Client>) -> Option<Client> {
+        let span = raw.span();
+        let line = self.line(&span);
+        let raw = raw.into_inner();
+        if raw.user.is_none() && raw.group.is_none() {
+            let help = "add user = \"...\" or group = \"...\"; every condition in one entry must hold";
+            self.problem(span, "this client entry has no condition: it would match everybody", Some(help));
+            return None;
+        }
+        let accounts = self.accounts;
+        let user = raw.user.map(|user| self.principal("user", user, &accounts.users));
+        let group = raw.group.map(|group| self.principal("group", group, &accounts.groups));
+        if raw.may.get_ref().is_empty() {
+            self.problem(
+                raw.may.span(),
+                "this entry allows nothing",
+                Some("write may = [\"load\", \"attach\", \"maps\"], or less"),
+            );
+        }
+        let may: BTreeSet<Right> = raw
+            .may
+            .into_inner()
+            .into_iter()
+            .map(|word| self.word(Some(word), Right::Maps, &Right::WORDS))
+            .collect();
+        let maps = match raw.maps {
+            None => None,
+            Some(maps) => {
+                if !may.contains(&Right::Maps) {
+                    self.problem(span.clone(), "this entry lists maps, but may does not say \"maps\"", None);
+                }
+                Some(self.names("maps", &span, &maps)?.into_iter().collect())
+            }
+        };
+        Some(Client { line, user: user.flatten_option()?, group: group.flatten_option()?, may, maps })
+    }
+
+    fn principal(
+        &mut self,
+        what: &str,
+        raw: Spanned<raw::Principal>,
+        table: &BTreeMap<String, u32>,
+    ) -> Option<u32> {
+        let span = raw.span();
+        let (id, by_name) = match raw.into_inner() {
+            raw::Principal::Id(id) => (u32::try_from(id).ok(), None),
+            raw::Principal::Name(name) => {
+                let Some(&id) = table.get(&name) else {
+                    let help = format!(
+                        "names are looked up in /etc/passwd and /etc/group only; a number works for any {what}"
+                    );
+                    self.problem(span, format!("there is no {what} of this name"), Some(&help));
+                    return None;
+                };
+                (Some(id), Some(name))
+            }
+        };
+        match id {
+            None => self.problem(span, format!("this is not the number of a {what}"), None),
+            Some(id) if NEVER.contains(&id) => {
+                let help = "the kernel shows this id for everybody whom it cannot name; give the service an account of its own";
+                self.problem(span, format!("{what} {id} never matches anybody"), Some(help));
+            }
+            Some(0) if by_name.as_deref().is_some_and(|name| name != "root") => {
+                self.problem(span, format!("this {what} is another name of root"), None);
+            }
+            Some(id) => return Some(id),
+        }
+        None
+    }
+
+    fn object(&mut self, line: u32, raw: raw::Object) -> Option<Object> {
+        let path = self.name(&raw.path);
+        let sha256 = raw.sha256.map(|text| self.digest(&text));
+        let mut programs = Vec::new();
+        let mut add = |rule: Option<ProgramRule>| programs.extend(rule);
+        for entry in raw.xdp {
+            let (span, e) = (entry.span(), entry.into_inner());
+            let modes = [("native", XdpMode::Native), ("generic", XdpMode::Generic), ("any", XdpMode::Any)];
+            let mode = self.word(e.mode, XdpMode::Any, &modes);
+            let hook = self.patterns(&span, &e.interfaces).map(|interfaces| Hook::Xdp { interfaces, mode });
+            add(self.rule(&span, &e.program, hook, e.program_fd, e.link_fd));
+        }
+        for entry in raw.tcx {
+            let (span, e) = (entry.span(), entry.into_inner());
+            let direction = self.direction(e.direction);
+            let hook =
+                self.patterns(&span, &e.interfaces).map(|interfaces| Hook::Tcx { interfaces, direction });
+            add(self.rule(&span, &e.program, hook, e.program_fd, e.link_fd));
+        }
+        for entry in raw.cgroup_skb {
+            let (span, e) = (entry.span(), entry.into_inner());
+            let direction = self.direction(e.direction);
+            let cgroups = self.names("cgroups", &span, &e.cgroups);
+            let hook = cgroups.map(|cgroups| Hook::CgroupSkb { cgroups, direction });
+            add(self.rule(&span, &e.program, hook, e.program_fd, e.link_fd));
+        }
+        for entry in raw.raw_tracepoint {
+            let (span, e) = (entry.span(), entry.into_inner());
+            let hook = self.events(&span, &e.events, false).map(|events| Hook::RawTracepoint { events });
+            add(self.rule(&span, &e.program, hook, e.program_fd, e.link_fd));
+        }
+        for entry in raw.tracepoint {
+            let (span, e) = (entry.span(), entry.into_inner());
+            let hook = self.events(&span, &e.events, true).map(|events| Hook::Tracepoint { events });
+            add(self.rule(&span, &e.program, hook, e.program_fd, e.link_fd));
+        }
+        for entry in raw.uprobe {
+            let (span, e) = (entry.span(), entry.into_inner());
+            let (binary, symbols) = (self.name(&e.binary), self.names("symbols", &span, &e.symbols));
+            let hook = binary.zip(symbols).map(|(binary, symbols)| Hook::Uprobe {
+                binary,
+                symbols,
+                at_return: e.at_return,
+            });
+            add(self.rule(&span, &e.program, hook, e.program_fd, e.link_fd));
+        }
+        for entry in raw.socket_filter {
+            let (span, e) = (entry.span(), entry.into_inner());
+            add(self.rule(&span, &e.program, Some(Hook::SocketFilter), e.program_fd, false));
+        }
+        self.one_type_each(&programs);
+        let maps = raw.maps.into_iter().filter_map(|(name, access)| {
+            let line = self.line(&name.span());
+            Some((self.name(&name)?, (self.word(Some(access), Access::None, &Access::WORDS), line)))
+        });
+        let maps = maps.collect();
+        let globals = raw
+            .globals
+            .into_iter()
+            .filter_map(|(name, range)| Some((self.name(&name)?, self.range(&name, &range))));
+        let globals = globals.collect();
+        let functions = raw.helpers.allow.iter().filter_map(|name| self.function(name)).collect();
+        Some(Object {
+            line,
+            path: path?,
+            sha256: sha256.flatten_option()?,
+            programs,
+            maps,
+            globals,
+            functions,
+        })
+    }
+
+    fn rule(
+        &mut self,
+        span: &Span,
+        program: &Text,
+        hook: Option<Hook>,
+        program_fd: bool,
+        link_fd: bool,
+    ) -> Option<ProgramRule> {
+        let program = self.name(program)?;
+        Some(ProgramRule { line: self.line(span), program, hook: hook?, program_fd, link_fd })
+    }
+
+    /// The kernel loads a program for one type and one attach type.
+    fn one_type_each(&mut self, programs: &[ProgramRule]) {
+        let mut seen: BTreeMap<&ProgramName, &ProgramRule> = BTreeMap::new();
+        for rule in programs {
+            let first = *seen.entry(&rule.program).or_insert(rule);
+            let kind = |r: &ProgramRule| (r.hook.kind().row().prog_type, r.hook.expected_attach_type());
+            if kind(first) != kind(rule) {
+                let start = line_start(self.text, rule.line);
+                let message = format!("program {} is of another type in line {}", rule.program, first.line);
+                self.problem(
+                    start..start + 1,
+                    message,
+                    Some("a program has one type: write a second program for the second hook"),
+                );
+            }
+        }
+    }
+
+    fn patterns(&mut self, span: &Span, texts: &[Text]) -> Option<Vec<Pattern>> {
+        self.names("interfaces", span, texts)
+    }
+
+    fn events(&mut self, span: &Span, texts: &[Text], with_category: bool) -> Option<Vec<EventName>> {
+        let events: Vec<EventName> = self.names("events", span, texts)?;
+        for (event, text) in events.iter().zip(texts) {
+            if event.as_str().contains(':') != with_category {
+                let message = if with_category {
+                    "a tracepoint is written \"category:name\""
+                } else {
+                    "a raw tracepoint is written without its category"
+                };
+                self.problem(text.span(), message, None);
+            }
+        }
+        Some(events)
+    }
+
+    fn direction(&mut self, text: Text) -> Direction {
+        self.word(
+            Some(text),
+            Direction::Ingress,
+            &[("ingress", Direction::Ingress), ("egress", Direction::Egress)],
+        )
+    }
+
+    fn digest(&mut self, text: &Text) -> Option<[u8; 32]> {
+        let hex = text.get_ref();
+        let mut digest = [0; 32];
+        let ok = hex.len() == 64
+            && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+            && digest.iter_mut().enumerate().all(|(i, byte)| {
+                u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).map(|value| *byte = value).is_ok()
+            });
+        if !ok {
+            self.problem(
+                text.span(),
+                "a digest is 64 lower-case hexadecimal digits",
+                Some("sha256sum prints it"),
+            );
+            return None;
+        }
+        Some(digest)
+    }
+
+    fn range(&mut self, name: &Text, raw: &raw::Range) -> Range {
+        let (min, max) = (*raw.min.get_ref(), *raw.max.get_ref());
+        if min > max {
+            self.problem(raw.min.span(), "min is larger than max: no value would be allowed", None);
+        }
+        Range { min, max, line: self.line(&name.span()) }
+    }
+
+    fn function(&mut self, text: &Text) -> Option<u32> {
+        let Some(id) = functions::number(text.get_ref()) else {
+            self.problem(
+                text.span(),
+                "this build knows no helper function of this name",
+                Some("kfuncs cannot be allowed yet"),
+            );
+            return None;
+        };
+        if functions::needs_grant(id).is_none() {
+            self.problem(text.span(), "this helper function needs no grant", Some("leave it out"));
+        }
+        Some(id)
+    }
+
+    fn limits(&mut self, raw: raw::Limits) -> Limits {
+        let d = Limits::default();
+        // The upper ends keep a helper inside of what one process of its kind can hold: descriptors for programs,
+        // maps and links come out of one table of 1,024; a program of over a million instructions is refused by the kernel.
+        Limits {
+            programs: self.limit(raw.programs, d.programs, 256),
+            maps: self.limit(raw.maps, d.maps, 256),
+            links: self.limit(raw.links, d.links, 256),
+            instructions: self.limit(raw.instructions, d.instructions, 1_000_000),
+            map_memory: match raw.map_memory {
+                None => d.map_memory,
+                Some(size) => self.size(&size).unwrap_or(d.map_memory),
+            },
+            connections: self.limit(raw.connections, d.connections, 4096),
+        }
+    }
+
+    fn limit(&mut self, raw: Option<Spanned<i64>>, default: u32, max: u32) -> u32 {
+        let Some(raw) = raw else { return default };
+        match u32::try_from(*raw.get_ref()) {
+            Ok(value) if (1..=max).contains(&value) => value,
+            _ => {
+                self.problem(raw.span(), format!("this limit is a number from 1 to {max}"), None);
+                default
+            }
+        }
+    }
+
+    fn size(&mut self, raw: &Spanned<raw::Size>) -> Option<u64> {
+        let bytes = match raw.get_ref() {
+            raw::Size::Bytes(bytes) => u64::try_from(*bytes).ok(),
+            raw::Size::Text(text) => {
+                [("KiB", 10), ("MiB", 20), ("GiB", 30)].iter().find_map(|(unit, shift)| {
+                    let number = text.strip_suffix(unit)?.trim_end();
+                    let number: u64 =
+                        number.bytes().all(|b| b.is_ascii_digit()).then(|| number.parse().ok())??;
+                    number.checked_mul(1 << shift)
+                })
+            }
+        };
+        let bytes = bytes.filter(|&bytes| (1..=1 << 40).contains(&bytes));
+        if bytes.is_none() {
+            self.problem(
+                raw.span(),
+                "a size is a number of bytes, or a text such as \"64MiB\" (KiB, MiB, GiB)",
+                None,
+            );
+        }
+        bytes
+    }
+}
+
+/// `None` stays none; a value that could not be built makes the whole absent.
+trait FlattenOption<T> {
+    fn flatten_option(self) -> Option<Option<T>>;
+}
+
+impl<T> FlattenOption<T> for Option<Option<T>> {
+    fn flatten_option(self) -> Option<Option<T>> {
+        match self {
+            None => Some(None),
+            Some(inner) => inner.map(Some),
+        }
+    }
+}
+
+fn line_start(text: &str, line: u32) -> usize {
+    text.split_inclusive('\n').take(line.saturating_sub(1) as usize).map(str::len).sum()
+}

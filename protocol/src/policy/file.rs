@@ -1,0 +1,208 @@
+//! Reading a policy file: only one that nobody but root can have written.
+
+use super::{Policy, PolicyError};
+use crate::names::AppName;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path};
+
+/// A policy file is at most so many bytes: a thousand rules are a tenth of it.
+pub const MAX_FILE: u64 = 256 * 1024;
+
+/// Where policies are looked for if nothing else is said; an earlier directory's file replaces a later one's.
+pub const DIRECTORIES: [&str; 2] = ["/etc/bpfgate/policies", "/usr/lib/bpfgate/policies"];
+
+/// Users and groups by name, from /etc/passwd and /etc/group alone: no NSS module runs in a process of ours.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Accounts {
+    /// Names to uids.
+    pub users: BTreeMap<String, u32>,
+    /// Names to gids.
+    pub groups: BTreeMap<String, u32>,
+}
+
+impl Accounts {
+    /// Reads both files.
+    pub fn read() -> io::Result<Self> {
+        let table = |path: &str| -> io::Result<BTreeMap<String, u32>> {
+            let text = String::from_utf8_lossy(&std::fs::read(path)?).into_owned();
+            let entry = |line: &str| {
+                let mut fields = line.split(':');
+                let (name, _, id) = (fields.next()?, fields.next()?, fields.next()?);
+                Some((name.to_owned(), id.parse().ok()?))
+            };
+            Ok(text.lines().filter_map(entry).collect())
+        };
+        Ok(Self { users: table("/etc/passwd")?, groups: table("/etc/group")? })
+    }
+}
+
+/// Why a file must not be trusted: a part of a sentence about it. `None` if root alone can write it.
+pub fn writable_by_others(stat: &FileStat) -> Option<String> {
+    if stat.st_uid != 0 {
+        return Some(format!("belongs to uid {}, not to root", stat.st_uid));
+    }
+    match stat.st_mode & 0o022 {
+        0 => None,
+        bits if bits & 0o002 != 0 => {
+            Some(format!("may be written by others (mode {:04o})", stat.st_mode & 0o7777))
+        }
+        _ => {
+            Some(format!("may be written by its group {} (mode {:04o})", stat.st_gid, stat.st_mode & 0o7777))
+        }
+    }
+}
+
+/// Opens `path` from the root directory step by step. No step may be a symbolic link, and root alone may be able
+/// to write any of them: then nobody else can have put another file there, now or between two looks.
+pub fn open_trusted(path: &Path) -> Result<(OwnedFd, FileStat), String> {
+    let mut parts: Vec<&std::ffi::OsStr> = Vec::new();
+    for component in path.components() {
+        match component {
+            Component::RootDir => {}
+            Component::Normal(part) => parts.push(part),
+            _ => return Err("is not an absolute path in normal form".into()),
+        }
+    }
+    if !path.is_absolute() || parts.is_empty() {
+        return Err("is not an absolute path in normal form".into());
+    }
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mut walked = String::new();
+    let mut here: OwnedFd = nix::fcntl::open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | flags, Mode::empty())
+        .map_err(|e| format!("cannot be opened: {}", e.desc()))?;
+    for (i, part) in parts.iter().enumerate() {
+        let parent = fstat(&here).map_err(|e| format!("cannot be examined: {}", e.desc()))?;
+        if let Some(why) = writable_by_others(&parent) {
+            let directory = if walked.is_empty() { "/" } else { &walked };
+            return Err(format!("is not safe: its directory {directory} {why}"));
+        }
+        let last = i + 1 == parts.len();
+        // O_NONBLOCK: opening a FIFO must not wait; it is refused right after.
+        let kind = if last {
+            OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY
+        } else {
+            OFlag::O_PATH | OFlag::O_DIRECTORY
+        };
+        here = open_step(here.as_fd(), part, kind | flags)?;
+        walked = format!("{walked}/{}", part.to_string_lossy());
+    }
+    let stat = fstat(&here).map_err(|e| format!("cannot be examined: {}", e.desc()))?;
+    if SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) != SFlag::S_IFREG {
+        return Err("is not a regular file".into());
+    }
+    match writable_by_others(&stat) {
+        Some(why) => Err(why),
+        None => Ok((here, stat)),
+    }
+}
+
+fn open_step(at: BorrowedFd<'_>, part: &std::ffi::OsStr, flags: OFlag) -> Result<OwnedFd, String> {
+    openat(at, part, flags, Mode::empty()).map_err(|errno| match errno {
+        nix::errno::Errno::ENOENT => "does not exist".to_owned(),
+        nix::errno::Errno::ELOOP | nix::errno::Errno::ENOTDIR => {
+            format!("is, or leads through, a symbolic link or a file ({})", part.to_string_lossy())
+        }
+        other => format!("cannot be opened: {}", other.desc()),
+    })
+}
+
+/// Reads the policy of one app: the file `APP.toml` of the first directory that has one.
+/// `Ok(None)`: no directory has one.
+pub fn read(directories: &[impl AsRef<Path>], app: &AppName) -> Result<Option<Policy>, PolicyError> {
+    for directory in directories {
+        let path = directory.as_ref().join(format!("{app}.toml"));
+        // A link or anything else of that name counts as there: it is refused, not passed over.
+        match std::fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            _ => return read_file(&path).map(Some),
+        }
+    }
+    Ok(None)
+}
+
+/// Reads one policy file, which root alone can have written.
+pub fn read_file(path: &Path) -> Result<Policy, PolicyError> {
+    let name = path.display().to_string();
+    let fail = |why: String| {
+        let help =
+            "a policy is a regular file that belongs to root, in directories of root, mode 0644 or stricter";
+        PolicyError::of_file(&name, format!("the policy file {why}"), Some(help))
+    };
+    let (fd, _) = open_trusted(path).map_err(fail)?;
+    parse_open(&name, fd)
+}
+
+/// Reads a policy file whoever owns it: to check one before it is installed. Never to decide anything.
+pub fn read_untrusted(path: &Path) -> Result<Policy, PolicyError> {
+    let name = path.display().to_string();
+    let fail =
+        |e: io::Error| PolicyError::of_file(&name, format!("the policy file cannot be opened: {e}"), None);
+    let file = File::open(path).map_err(fail)?;
+    if !file.metadata().map_err(fail)?.is_file() {
+        return Err(PolicyError::of_file(&name, "the policy file is not a regular file", None));
+    }
+    parse_open(&name, file.into())
+}
+
+fn parse_open(name: &str, fd: OwnedFd) -> Result<Policy, PolicyError> {
+    let fail = |why: String| PolicyError::of_file(name, format!("the policy file {why}"), None);
+    let mut bytes = Vec::new();
+    let read = File::from(fd).take(MAX_FILE + 1).read_to_end(&mut bytes);
+    read.map_err(|e| fail(format!("cannot be read: {e}")))?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(fail(format!("is larger than {MAX_FILE} bytes")));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| fail("is not UTF-8 text".into()))?;
+    let accounts =
+        Accounts::read().map_err(|e| fail(format!("cannot be judged: /etc/passwd or /etc/group: {e}")))?;
+    Policy::parse(name, &text, &accounts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_must_not_write() {
+        let mut stat = fstat(File::open("/etc/passwd").unwrap()).unwrap();
+        for (uid, mode, bad) in [
+            (0, 0o100_644, false),
+            (0, 0o100_600, false),
+            (0, 0o100_664, true),
+            (0, 0o100_646, true),
+            (0, 0o041_777, true),
+            (1, 0o100_644, true),
+        ] {
+            (stat.st_uid, stat.st_mode) = (uid, mode);
+            assert_eq!(writable_by_others(&stat).is_some(), bad, "{uid} {mode:o}");
+        }
+    }
+
+    #[test]
+    fn a_path_through_tmp_or_a_link_is_not_trusted() {
+        for (path, why) in [
+            ("/tmp/x", "its directory /tmp may be written by others"),
+            ("/proc/self/status", "symbolic link"),
+            ("/nonexistent/x", "does not exist"),
+            ("/dev/null", ""),
+            ("/etc", "not a regular file"),
+            ("relative", "absolute"),
+            ("/etc/../etc/passwd", "normal form"),
+        ] {
+            let error = open_trusted(Path::new(path)).unwrap_err();
+            assert!(error.contains(why), "{path}: {error}");
+        }
+        assert!(open_trusted(Path::new("/etc/passwd")).is_ok());
+    }
+
+    #[test]
+    fn accounts_are_read_from_files() {
+        let accounts = Accounts::read().unwrap();
+        assert_eq!((accounts.users["root"], accounts.groups["root"]), (0, 0));
+    }
+}

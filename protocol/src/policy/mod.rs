@@ -1,0 +1,324 @@
+//! A policy: one TOML file per app, from bytes to types.
+//!
+//! The way of the data: bytes of a root-owned file ([`file`]) -> `raw` (serde, unknown keys refused) -> `build`
+//! (every text to a type of [`crate::names`], every rule with its line) -> [`Policy`]. Errors keep their place in the
+//! file and are shown with the line underlined ([`report`]).
+#![forbid(unsafe_code)]
+
+mod build;
+pub mod file;
+mod needs;
+mod raw;
+pub mod report;
+
+pub use needs::{Need, capabilities};
+pub use report::PolicyError;
+
+use crate::hooks::Kind;
+use crate::names::{
+    AbsolutePath, EventName, GlobalName, MapName, ObjectName, Pattern, ProgramName, SymbolName,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// What one app may do, and for whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// The path it was read from, for messages and the audit record.
+    pub file: String,
+    /// SHA-256 of the file.
+    pub digest: [u8; 32],
+    /// For people.
+    pub description: String,
+    /// Who may use it; nobody else.
+    pub clients: Vec<Client>,
+    /// Its objects.
+    pub objects: BTreeMap<ObjectName, Object>,
+    /// Upper bounds.
+    pub limits: Limits,
+    /// How long loaded things live.
+    pub keep: Keep,
+    /// What the helper's confinement must be.
+    pub require: Sandboxing,
+}
+
+/// One `[[client]]`: all conditions must hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Client {
+    /// Where it stands.
+    pub line: u32,
+    /// The user, resolved when the file was read.
+    pub user: Option<u32>,
+    /// The group.
+    pub group: Option<u32>,
+    /// What it may do.
+    pub may: BTreeSet<Right>,
+    /// The maps that `Right::Maps` is for; none is all.
+    pub maps: Option<BTreeSet<MapName>>,
+}
+
+/// A word of `may`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Right {
+    /// Load and unload objects.
+    Load,
+    /// Attach and detach.
+    Attach,
+    /// Receive or read maps.
+    Maps,
+}
+
+impl Right {
+    /// All, with their words.
+    pub const WORDS: [(&'static str, Right); 3] =
+        [("load", Right::Load), ("attach", Right::Attach), ("maps", Right::Maps)];
+}
+
+impl fmt::Display for Right {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Self::WORDS[*self as usize].0)
+    }
+}
+
+/// One `[objects.NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Object {
+    /// Where it stands.
+    pub line: u32,
+    /// The file.
+    pub path: AbsolutePath,
+    /// Its digest; without one the file and its parents must be root's alone.
+    pub sha256: Option<[u8; 32]>,
+    /// Programs and where they may be attached.
+    pub programs: Vec<ProgramRule>,
+    /// Maps and how they are handed over; a map that is not named is not handed over.
+    pub maps: BTreeMap<MapName, (Access, u32)>,
+    /// Variables of `.rodata` that a client may set.
+    pub globals: BTreeMap<GlobalName, Range>,
+    /// Helper functions that need a grant and have it, by number.
+    pub functions: BTreeSet<u32>,
+}
+
+/// One entry of a hook's array.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProgramRule {
+    /// Where it stands.
+    pub line: u32,
+    /// The program.
+    pub program: ProgramName,
+    /// What it is and to what it may be attached.
+    pub hook: Hook,
+    /// The program's descriptor is handed to the client.
+    pub program_fd: bool,
+    /// The link's descriptor is handed to the client.
+    pub link_fd: bool,
+}
+
+/// To what a program may be attached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hook {
+    /// Interfaces, in this mode.
+    Xdp {
+        /// Which.
+        interfaces: Vec<Pattern>,
+        /// How.
+        mode: XdpMode,
+    },
+    /// Interfaces, in this direction.
+    Tcx {
+        /// Which.
+        interfaces: Vec<Pattern>,
+        /// Which way.
+        direction: Direction,
+    },
+    /// Sockets of a cgroup.
+    CgroupSkb {
+        /// Directories of cgroup v2.
+        cgroups: Vec<AbsolutePath>,
+        /// Which way.
+        direction: Direction,
+    },
+    /// Raw tracepoints, by name.
+    RawTracepoint {
+        /// Which.
+        events: Vec<EventName>,
+    },
+    /// Tracepoints, `category:name`.
+    Tracepoint {
+        /// Which.
+        events: Vec<EventName>,
+    },
+    /// Functions of one binary.
+    Uprobe {
+        /// The file.
+        binary: AbsolutePath,
+        /// The functions.
+        symbols: Vec<SymbolName>,
+        /// When they return, not when they are called.
+        at_return: bool,
+    },
+    /// Nothing: its holder attaches it to sockets of its own.
+    SocketFilter,
+}
+
+impl Hook {
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Xdp { .. } => Kind::Xdp,
+            Self::Tcx { .. } => Kind::Tcx,
+            Self::CgroupSkb { .. } => Kind::CgroupSkb,
+            Self::RawTracepoint { .. } => Kind::RawTracepoint,
+            Self::Tracepoint { .. } => Kind::Tracepoint,
+            Self::Uprobe { .. } => Kind::Uprobe,
+            Self::SocketFilter => Kind::SocketFilter,
+        }
+    }
+
+    /// `enum bpf_attach_type` to load a program with. Source: include/uapi/linux/bpf.h.
+    pub fn expected_attach_type(&self) -> u32 {
+        match self {
+            Self::Xdp { .. } => 37,
+            Self::CgroupSkb { direction: Direction::Egress, .. } => 1,
+            Self::Uprobe { .. } => 48,
+            // A sched_cls program may be attached in both directions; the kernel asks for 0 at load.
+            Self::CgroupSkb { .. }
+            | Self::Tcx { .. }
+            | Self::RawTracepoint { .. }
+            | Self::Tracepoint { .. }
+            | Self::SocketFilter => 0,
+        }
+    }
+}
+
+/// How an XDP program runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum XdpMode {
+    /// In the driver, or not at all.
+    Native,
+    /// In the kernel's generic path.
+    Generic,
+    /// In the driver if it can.
+    Any,
+}
+
+/// Which way packets go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// In.
+    Ingress,
+    /// Out.
+    Egress,
+}
+
+/// How a map is handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Access {
+    /// Not at all.
+    None,
+    /// Read through the broker.
+    Proxy,
+    /// A descriptor, after the map was frozen: nobody in user space can write it any more.
+    Frozen,
+    /// A descriptor with every right over the map.
+    ReadWrite,
+}
+
+impl Access {
+    /// All, with their words in a policy.
+    pub const WORDS: [(&'static str, Access); 4] = [
+        ("none", Access::None),
+        ("proxy", Access::Proxy),
+        ("frozen", Access::Frozen),
+        ("read-write", Access::ReadWrite),
+    ];
+
+    /// The word in the Varlink interface, which has no `-`.
+    pub fn interface_word(self) -> String {
+        Self::WORDS[self as usize].0.replace('-', "_")
+    }
+
+    /// A descriptor goes to the client.
+    pub fn hands_over(self) -> bool {
+        matches!(self, Self::Frozen | Self::ReadWrite)
+    }
+}
+
+/// The values a client may give a global.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    /// Least.
+    pub min: i64,
+    /// Most.
+    pub max: i64,
+    /// Where it stands.
+    pub line: u32,
+}
+
+/// Upper bounds of one app, over all of its sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Programs loaded at a time.
+    pub programs: u32,
+    /// Maps at a time.
+    pub maps: u32,
+    /// Attachments at a time.
+    pub links: u32,
+    /// Instructions of one program.
+    pub instructions: u32,
+    /// Bytes of all maps, as computed before the kernel is asked.
+    pub map_memory: u64,
+    /// Connections at a time.
+    pub connections: u32,
+}
+
+impl Default for Limits {
+    /// Enough for every example; small enough that an app that says nothing cannot hurt the machine.
+    fn default() -> Self {
+        Self {
+            programs: 16,
+            maps: 32,
+            links: 16,
+            instructions: 1_000_000,
+            map_memory: 64 << 20,
+            connections: 16,
+        }
+    }
+}
+
+/// How long loaded things live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Until the connection that loaded them ends.
+    Session,
+    /// Until they are unloaded, or the helper ends.
+    App,
+}
+
+/// What the helper's confinement must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sandboxing {
+    /// seccomp and landlock.
+    Full,
+    /// seccomp; landlock only where the kernel has it.
+    Seccomp,
+}
+
+/// Version of this file format.
+const VERSION: i64 = 1;
+
+#[cfg(test)]
+mod tests;
+
+impl Policy {
+    /// Parses the text of a policy file. `accounts` resolves names; `file` is for messages.
+    pub fn parse(file: &str, text: &str, accounts: &file::Accounts) -> Result<Self, PolicyError> {
+        build::policy(file, text, accounts)
+    }
+
+    /// `file:line`, as in audit records and messages.
+    pub fn at(&self, line: u32) -> String {
+        format!("{}:{line}", self.file)
+    }
+}

@@ -1,0 +1,162 @@
+use super::file::Accounts;
+use super::*;
+
+fn accounts() -> Accounts {
+    Accounts {
+        users: [("root", 0), ("toor", 0), ("flowmon", 990), ("nobody", 65534)]
+            .map(|(n, i)| (n.to_owned(), i))
+            .into(),
+        groups: [("metrics", 991)].map(|(n, i)| (n.to_owned(), i)).into(),
+    }
+}
+
+fn parse(text: &str) -> Result<Policy, PolicyError> {
+    Policy::parse("/etc/bpfgate/policies/x.toml", text, &accounts())
+}
+
+/// The only problem's line, column and message.
+fn problem(text: &str) -> String {
+    let error = parse(text).unwrap_err();
+    let lines = error.lines();
+    assert_eq!(lines.len(), 1, "{error}");
+    lines[0].strip_prefix("/etc/bpfgate/policies/x.toml:").unwrap().to_owned()
+}
+
+const OBJECT: &str = "version = 1\n[objects.o]\npath = \"/o\"\n";
+
+#[test]
+fn a_whole_policy_is_understood() {
+    let text = r#"
+version = 1
+description = "packet counters"
+[[client]]
+user = "flowmon"
+may = ["load"]
+[[client]]
+group = "metrics"
+may = ["maps"]
+maps = ["counters"]
+[objects.flow]
+path = "/usr/lib/flow.bpf.o"
+sha256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+[[objects.flow.xdp]]
+program = "count_packets"
+interfaces = ["eth0", "lan*"]
+mode = "native"
+[[objects.flow.uprobe]]
+program = "on_call"
+binary = "/bin/bash"
+symbols = ["readline"]
+return = true
+[objects.flow.maps]
+counters = "frozen"
+".bss" = "proxy"
+[objects.flow.helpers]
+allow = ["bpf_send_signal"]
+[limits]
+map_memory = "1MiB"
+links = 3
+[lifetime]
+keep = "app"
+[require]
+sandbox = "seccomp"
+"#;
+    let policy = parse(text).unwrap();
+    assert_eq!((policy.clients[0].user, policy.clients[0].line), (Some(990), 4));
+    assert_eq!(policy.clients[1].group, Some(991));
+    let object = policy.objects.values().next().unwrap();
+    assert_eq!(object.sha256.unwrap()[..2], [0x9f, 0x86]);
+    assert_eq!(object.programs.len(), 2);
+    assert!(matches!(object.programs[0].hook, Hook::Xdp { mode: XdpMode::Native, .. }));
+    assert!(matches!(object.programs[1].hook, Hook::Uprobe { at_return: true, .. }));
+    assert_eq!(object.maps.values().map(|m| m.0).collect::<Vec<_>>(), [Access::Proxy, Access::Frozen]);
+    assert!(object.functions.contains(&109));
+    assert_eq!(policy.limits, Limits { map_memory: 1 << 20, links: 3, ..Limits::default() });
+    assert_eq!((policy.keep, policy.require), (Keep::App, Sandboxing::Seccomp));
+}
+
+#[test]
+fn whatever_is_not_understood_is_an_error_with_its_place() {
+    for (text, expected) in [
+        ("", "1:1: missing field 'version'"),
+        ("version = 2\n", "1:11: this version"),
+        ("version = 1\nfoo = 1\n", "2:1: unknown field 'foo'"),
+        ("version = 1\n[[client]]\nmay = [\"load\"]\n", "2:1: this client entry has no condition"),
+        ("version = 1\n[[client]]\nUser = 1\nmay = [\"load\"]\n", "3:1: unknown field 'User'"),
+        (
+            "version = 1\n[[client]]\nuser = \"nosuch\"\nmay = [\"load\"]\n",
+            "3:8: there is no user of this name",
+        ),
+        (
+            "version = 1\n[[client]]\nuser = \"toor\"\nmay = [\"load\"]\n",
+            "3:8: this user is another name of root",
+        ),
+        ("version = 1\n[[client]]\nuser = \"nobody\"\nmay = [\"load\"]\n", "3:8: user 65534 never matches"),
+        ("version = 1\n[[client]]\nuser = -1\nmay = [\"load\"]\n", "3:8: this is not the number of a user"),
+        ("version = 1\n[[client]]\nuser = 1\nmay = [\"everything\"]\n", "4:8: this is none of"),
+        ("version = 1\n[[client]]\nuser = 1\nmay = []\n", "4:7: this entry allows nothing"),
+        (
+            "version = 1\n[[client]]\nuser = 1\nmay = [\"load\"]\nmaps = [\"m\"]\n",
+            "2:1: this entry lists maps",
+        ),
+        ("version = 1\n[objects.o]\npath = \"o\"\n", "3:8: a path is absolute"),
+        ("version = 1\n[objects.O]\npath = \"/o\"\n", "2:10: an object name is"),
+        ("version = 1\n[objects.o]\npath = \"/o\"\nsha256 = \"abc\"\n", "4:10: a digest is"),
+        ("version = 1\n[limits]\nprograms = 0\n", "3:12: this limit is a number from 1 to 256"),
+        ("version = 1\n[limits]\nmap_memory = \"12 parsecs\"\n", "3:14: a size is"),
+        ("version = 1\n[lifetime]\nkeep = \"forever\"\n", "3:8: this is none of \"session\", \"app\""),
+        ("version = 1\nversion = 1\n", "2:1: duplicate key"),
+    ] {
+        let got = problem(text);
+        assert!(got.starts_with(expected), "{text:?}\n got {got}\nwant {expected}");
+    }
+    for (rest, expected) in [
+        ("[[objects.o.xdp]]\nprogram = \"p\"\ninterfaces = []\n", "4:1: interfaces is empty"),
+        ("[[objects.o.xdp]]\nprogram = \"p\"\ninterfaces = [\"[ab]\"]\n", "6:15: an interface pattern"),
+        ("[[objects.o.xdp]]\nprogram = \"p\"\ninterfaces = [\"a\", \"a\"]\n", "6:20: this stands here twice"),
+        ("[[objects.o.xdp]]\nprogram = \"9\"\ninterfaces = [\"a\"]\n", "5:11: a program name"),
+        ("[[objects.o.kprobe]]\nprogram = \"p\"\n", "4:13: unknown field 'kprobe'"),
+        ("[[objects.o.tracepoint]]\nprogram = \"p\"\nevents = [\"x\"]\n", "6:11: a tracepoint is written"),
+        (
+            "[[objects.o.raw_tracepoint]]\nprogram = \"p\"\nevents = [\"a:x\"]\n",
+            "6:11: a raw tracepoint is written",
+        ),
+        ("[objects.o.helpers]\nallow = [\"bpf_nosuch\"]\n", "5:10: this build knows no helper function"),
+        (
+            "[objects.o.helpers]\nallow = [\"bpf_map_lookup_elem\"]\n",
+            "5:10: this helper function needs no grant",
+        ),
+        ("[objects.o.globals]\ng = { min = 2, max = 1 }\n", "5:13: min is larger than max"),
+        ("[objects.o.maps]\nm = \"read-only\"\n", "5:5: this is none of \"none\", \"proxy\""),
+        (
+            "[[objects.o.xdp]]\nprogram = \"p\"\ninterfaces = [\"a\"]\n[[objects.o.tcx]]\nprogram = \"p\"\ninterfaces = [\"a\"]\ndirection = \"egress\"\n",
+            "7:1: program p is of another type in line 4",
+        ),
+    ] {
+        let got = problem(&format!("{OBJECT}{rest}"));
+        assert!(got.starts_with(expected), "{rest:?}\n got {got}\nwant {expected}");
+    }
+}
+
+#[test]
+fn an_error_shows_the_line_underlined() {
+    let shown = parse("version = 1\n[limits]\nprograms = 0\n").unwrap_err().to_string();
+    assert!(shown.contains("programs = 0") && shown.contains("^"), "{shown}");
+    assert!(shown.contains("x.toml:3:12"), "{shown}");
+}
+
+/// A file that was cut off must never allow more than the whole: a lost line could be a condition.
+#[test]
+fn a_cut_off_client_entry_is_refused() {
+    let text = "version = 1\n[[client]]\nmay = [\"load\"]\nuser = 7\ngroup = 8\n";
+    assert!(parse(text).is_ok());
+    for end in 0..text.len() {
+        if let Ok(policy) = parse(&text[..end]) {
+            // The shorter file is a policy of its own only where a whole entry or condition stands.
+            assert!(
+                policy.clients.is_empty() || policy.clients[0].user == Some(7),
+                "cut at {end}: {policy:?}"
+            );
+        }
+    }
+}
