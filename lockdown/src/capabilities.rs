@@ -1,0 +1,122 @@
+//! User ids, capability sets and securebits.
+
+use crate::{Fatal, Step};
+use bpfgate_protocol::hooks::Capability;
+use caps::{CapSet, CapsHashSet};
+use nix::unistd::{Gid, Uid, geteuid, setgroups, setresgid, setresuid};
+use std::collections::BTreeMap;
+
+/// `SECBIT_NOROOT`, `NO_SETUID_FIXUP`, `NO_CAP_AMBIENT_RAISE`, each with its lock, and `KEEP_CAPS_LOCKED` with the
+/// bit itself off. uid 0 means nothing, ids do not change sets, nothing is handed on by exec.
+/// Source: include/uapi/linux/securebits.h.
+const SECUREBITS: libc::c_ulong = 0b1110_1111;
+
+/// Gives up everything but `keep`: user id (if we are root and one is given), bounding, ambient and inheritable
+/// sets, and what else is permitted. Ends with a check of all five sets and of `NO_NEW_PRIVS`.
+///
+/// Without `CAP_SETPCAP` (a systemd unit) the bounding set and the securebits are what the service manager made them,
+/// and the check of the bounding set is that it holds nothing beside `keep`.
+pub fn keep_only(keep: &[Capability], uid: Option<u32>) -> Result<(), Fatal> {
+    let set: CapsHashSet = keep.iter().map(|capability| raw(*capability)).collect();
+    let setpcap =
+        caps::has_cap(None, CapSet::Effective, caps::Capability::CAP_SETPCAP).step("reading capabilities")?;
+    if setpcap {
+        caps::clear(None, CapSet::Bounding).step("emptying the bounding set")?;
+        crate::process::set_securebits(SECUREBITS).step("locking the securebits")?;
+    }
+    if let (true, Some(uid)) = (geteuid().is_root(), uid) {
+        setgroups(&[]).step("dropping supplementary groups")?;
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(uid));
+        setresgid(gid, gid, gid).step("changing the group")?;
+        setresuid(uid, uid, uid).step("changing the user")?;
+    }
+    caps::clear(None, CapSet::Ambient).step("emptying the ambient set")?;
+    caps::clear(None, CapSet::Inheritable).step("emptying the inheritable set")?;
+    caps::set(None, CapSet::Effective, &set).step("reducing the effective set")?;
+    caps::set(None, CapSet::Permitted, &set).step("reducing the permitted set")?;
+    nix::sys::prctl::set_no_new_privs().step("forbidding new privileges")?;
+    check(keep, setpcap)
+}
+
+fn raw(capability: Capability) -> caps::Capability {
+    match capability {
+        Capability::NetAdmin => caps::Capability::CAP_NET_ADMIN,
+        Capability::Perfmon => caps::Capability::CAP_PERFMON,
+        Capability::Bpf => caps::Capability::CAP_BPF,
+    }
+}
+
+/// The mask of some capabilities, as /proc shows it.
+pub fn mask(capabilities: &[Capability]) -> u64 {
+    capabilities.iter().fold(0, |mask, capability| mask | 1 << capability.bit())
+}
+
+/// What /proc says of the sets of one thread, by field name; hexadecimal masks.
+fn status(path: &str) -> std::io::Result<BTreeMap<String, u64>> {
+    let text = std::fs::read_to_string(path)?;
+    let field = |line: &str| {
+        let (name, value) = line.split_once(':')?;
+        let radix = if name.starts_with("Cap") { 16 } else { 10 };
+        Some((name.to_owned(), u64::from_str_radix(value.trim(), radix).ok()?))
+    };
+    Ok(text.lines().filter_map(field).collect())
+}
+
+fn check(keep: &[Capability], bounding_emptied: bool) -> Result<(), Fatal> {
+    let keep = mask(keep);
+    let status = status("/proc/self/status").step("reading /proc/self/status")?;
+    let bounding = status.get("CapBnd").copied().unwrap_or(u64::MAX);
+    let bounding_fine = if bounding_emptied { bounding == 0 } else { bounding & !keep == 0 };
+    for (field, expected) in
+        [("CapInh", 0), ("CapPrm", keep), ("CapEff", keep), ("CapAmb", 0), ("NoNewPrivs", 1)]
+    {
+        if status.get(field) != Some(&expected) {
+            return Err(Fatal(format!(
+                "{field} is {:x?} after the drop, not {expected:x}",
+                status.get(field)
+            )));
+        }
+    }
+    if bounding_fine { Ok(()) } else { Err(Fatal(format!("CapBnd is {bounding:x} after the drop"))) }
+}
+
+/// Fails if any thread of this process holds any capability in any set that it could use.
+pub fn assert_none_in_any_thread() -> Result<(), Fatal> {
+    for task in std::fs::read_dir("/proc/self/task").step("listing threads")? {
+        let path = task.step("listing threads")?.path().join("status");
+        let path = path.to_string_lossy();
+        let status = status(&path).step("reading the status of a thread")?;
+        for field in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            if status.get(field) != Some(&0) {
+                return Err(Fatal(format!("{path} says {field} {:x?}", status.get(field))));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bpfgate_protocol::hooks::Capability as C;
+
+    #[test]
+    fn masks_are_those_of_the_kernel() {
+        assert_eq!(mask(&[C::Bpf, C::NetAdmin]), 0x80_0000_1000);
+        assert_eq!(mask(&[C::Bpf, C::Perfmon]), 0xc0_0000_0000);
+        for capability in C::ALL {
+            assert_eq!(raw(capability).to_string(), capability.name());
+            assert_eq!(u32::from(raw(capability).index()), capability.bit());
+        }
+    }
+
+    #[test]
+    fn a_process_with_capabilities_is_found_out() {
+        if nix::unistd::geteuid().is_root() {
+            assert!(assert_none_in_any_thread().is_err());
+            assert!(check(&[], true).is_err());
+        } else {
+            eprintln!("skipped: needs root");
+        }
+    }
+}
