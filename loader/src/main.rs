@@ -1,0 +1,47 @@
+//! `bpfgate-loader`: libbpf without privilege.
+//!
+//! Started by a helper with two channels: 3 is the leash, 4 the work. The process stays a parent that waits; a
+//! worker that it forks runs libbpf ([`object`]), whose bpf(2) calls that need a capability become requests to the
+//! helper ([`wrap`]). libbpf can be crashed by an object: then the worker is gone, the request fails, and the
+//! parent forks a new one ([`parent`]).
+//!
+//! Distrusted: the object, and whatever libbpf becomes when it reads it. This process therefore holds no capability,
+//! can open nothing but the kernel's BTF, and reaches the kernel through a short list of calls ([`seccomp`]).
+
+mod object;
+mod parent;
+mod report;
+mod seccomp;
+mod symbols;
+mod worker;
+mod wrap;
+
+use bpfgate_lockdown::{Fatal, Step, capabilities, files, process};
+use bpfgate_protocol::channel::Channel;
+use std::path::Path;
+
+/// The only file that libbpf may open by path.
+const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+
+fn main() {
+    if let Err(fatal) = run() {
+        eprintln!("bpfgate-loader: {fatal}");
+        std::process::exit(1);
+    }
+}
+
+fn run() -> Result<(), Fatal> {
+    let leash = Channel::inherited(3).step("descriptor 3 is not the leash; a helper starts this program")?;
+    let work = Channel::inherited(4).step("descriptor 4 is not the work channel")?;
+    process::tame(128)?;
+    process::die_with_parent()?;
+    process::default_sigchld()?;
+    capabilities::keep_only(&[], None)?;
+    report::check_version()?;
+    let alone = process::single_thread()?;
+    let kernel_btf = [files::Allow::File(Path::new(KERNEL_BTF))];
+    let allow = if Path::new(KERNEL_BTF).exists() { &kernel_btf[..] } else { &[] };
+    // The helper demands what the policy demands; here whatever the kernel has is taken.
+    files::restrict(allow, files::Demand::Whatever)?;
+    parent::run(alone, leash, work)
+}

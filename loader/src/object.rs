@@ -1,0 +1,227 @@
+//! One load: open the object with libbpf, refuse what it may not wish for, load what was asked for.
+
+use crate::worker::Failure;
+use crate::{report, wrap};
+use bpfgate_protocol::hooks::type_name;
+use bpfgate_protocol::messages::helper::Global;
+use bpfgate_protocol::messages::loader::{Handle, ProgramPlan};
+use bpfgate_protocol::names::{MapName, ObjectName};
+use bpfgate_protocol::refusal::{Class, Refusal};
+use libbpf_rs::libbpf_sys as sys;
+use libbpf_rs::{AsRawLibbpf, MapCore, ObjectBuilder, OpenObject, ProgramAttachType};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use std::ffi::{CStr, CString, OsStr};
+use std::num::NonZero;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+/// The whole verifier log is kept up to here, in bytes; beyond it, the end of it.
+pub(crate) const MAX_LOG: usize = 1 << 20;
+
+/// Loads `plan` from the object in `file`, which is sealed. Gives the maps by name.
+pub(crate) fn load(
+    name: &ObjectName,
+    plan: &[ProgramPlan],
+    globals: &[Global],
+    file: OwnedFd,
+) -> Result<Vec<(MapName, Handle)>, Failure> {
+    let _ = report::take_messages();
+    let mut log = vec![0u8; MAX_LOG];
+    let mut object = open(name, &file, &mut log)?;
+    drop(file);
+    refuse_wishes(&object)?;
+    wrap::begin(select(&mut object, plan)?);
+    set_globals(&mut object, globals)?;
+    let loaded = object.load().map_err(|error| failed(&error, &mut log))?;
+    let mut maps = Vec::new();
+    for map in loaded.maps() {
+        let name = map.name().to_string_lossy().into_owned();
+        // libbpf calls data sections OBJECT.bss and the like; a policy calls them .bss.
+        let name = name.find('.').map_or(name.as_str(), |dot| &name[dot..]);
+        let handle = wrap::handle(map.as_fd().as_raw_fd());
+        // A name that no policy can write is of no use to anybody.
+        if let Ok(name) = name.parse() {
+            maps.push((name, handle));
+        }
+    }
+    // `loaded` closes everything here: the helper may freeze a map only if nobody has it mapped for writing.
+    Ok(maps)
+}
+
+#[allow(unsafe_code)]
+fn open(name: &ObjectName, file: &OwnedFd, log: &mut [u8]) -> Result<OpenObject, Failure> {
+    let size = nix::sys::stat::fstat(file).map_or(0, |stat| stat.st_size);
+    let Some(size) = usize::try_from(size).ok().and_then(NonZero::new) else {
+        return Err(Failure::object("the object file is empty"));
+    };
+    // SAFETY: a new private mapping, unmapped below; the memfd is sealed, so it cannot shrink under us.
+    let memory = unsafe { mmap(None, size, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, file, 0) };
+    let memory = memory.map_err(|e| Failure::object(format!("mapping the object: {}", e.desc())))?;
+    let mut builder = ObjectBuilder::default();
+    builder.name(name.as_str()).map_err(|e| Failure::object(e.to_string()))?;
+    let no_token = CString::default();
+    // SAFETY: `options` is the builder's own struct, alive until `open_memory` returned; libbpf keeps the pointer to
+    // `log`, which the caller keeps until the object is loaded, and copies the token path. The bytes at `memory`
+    // are `size` long and mapped until `munmap`, and libbpf lets go of them at the end of open (bpf_object__elf_finish).
+    unsafe {
+        let options = builder.as_libbpf_object().as_mut();
+        options.kernel_log_buf = log.as_mut_ptr().cast();
+        options.kernel_log_size = log.len() as u64;
+        options.kernel_log_level = 0;
+        options.bpf_token_path = no_token.as_ptr();
+        let bytes = std::slice::from_raw_parts(memory.as_ptr().cast::<u8>(), size.get());
+        let object = builder.open_memory(bytes);
+        let _ = munmap(memory, size.get());
+        object.map_err(|error| {
+            let said = report::take_messages();
+            Failure::object(format!("libbpf cannot open the object: {error}; {said}"))
+        })
+    }
+}
+
+/// Refuses what an object may wish for and a policy cannot allow: pinned maps, configuration and symbols of the kernel.
+#[allow(unsafe_code)]
+fn refuse_wishes(object: &OpenObject) -> Result<(), Failure> {
+    for map in object.maps() {
+        let name = map.name().to_string_lossy();
+        // SAFETY: the map belongs to `object`, which is alive; libbpf returns its own string or null.
+        let pinned = unsafe { !sys::bpf_map__pin_path(map.as_libbpf_object().as_ptr()).is_null() };
+        if pinned {
+            return Err(Failure::object(format!(
+                "map {name} wants to be pinned (LIBBPF_PIN_BY_NAME); take the pinning out of the object"
+            )));
+        }
+        if name.ends_with(".kconfig") {
+            return Err(Failure::object(
+                "the object wants the kernel's configuration (__kconfig); set a global instead",
+            ));
+        }
+    }
+    // SAFETY: the object is alive; its BTF, if any, lives as long; the name is a C string.
+    let symbols = unsafe {
+        let btf = sys::bpf_object__btf(object.as_libbpf_object().as_ptr());
+        !btf.is_null() && sys::btf__find_by_name_kind(btf, c".ksyms".as_ptr(), sys::BTF_KIND_DATASEC) > 0
+    };
+    if symbols {
+        return Err(Failure::object(
+            "the object refers to functions or variables of the kernel (__ksym), which no policy can allow yet",
+        ));
+    }
+    Ok(())
+}
+
+/// Switches on the programs of the plan and off all others; gives what the kernel will be asked for, in order.
+fn select(object: &mut OpenObject, plan: &[ProgramPlan]) -> Result<Vec<(String, u32)>, Failure> {
+    let mut expected = Vec::new();
+    for mut program in object.progs_mut() {
+        let name = program.name().to_string_lossy().into_owned();
+        let wanted = plan.iter().position(|p| p.name.as_str() == name);
+        program.set_autoload(wanted.is_some());
+        let Some(place) = wanted else { continue };
+        let plan = &plan[place];
+        let prog_type = program.prog_type() as u32;
+        if prog_type != plan.prog_type {
+            let section = program.section().to_string_lossy();
+            let why = format!(
+                "program {name} is in section \"{section}\", type {}; the policy lists it as type {}",
+                type_name(prog_type),
+                type_name(plan.prog_type)
+            );
+            return Err(Failure::object(why));
+        }
+        program.set_attach_type(ProgramAttachType::from(plan.expected_attach_type));
+        let place = u32::try_from(place).map_err(|_| Failure::object("too many programs"))?;
+        expected.push((name.chars().take(15).collect(), place));
+    }
+    for program in plan {
+        if !object.progs().any(|p| p.name() == OsStr::new(program.name.as_str())) {
+            return Err(Failure::object(format!("the object has no program {}", program.name)));
+        }
+    }
+    Ok(expected)
+}
+
+/// Writes values to variables of `.rodata`, found by the object's own type information.
+fn set_globals(object: &mut OpenObject, globals: &[Global]) -> Result<(), Failure> {
+    for global in globals {
+        let invalid = |why: String| Failure { refusal: Refusal::new(Class::Invalid, why), log: Vec::new() };
+        let Some((section, offset, size)) = find_global(object, global.name.as_str()) else {
+            return Err(Failure::object(format!("the object has no .rodata variable {}", global.name)));
+        };
+        if !matches!(size, 1 | 2 | 4 | 8) {
+            return Err(Failure::object(format!(
+                "global {} has {size} bytes; only 1, 2, 4 and 8 can be set",
+                global.name
+            )));
+        }
+        let bits = size * 8;
+        if global.value < -(1i128 << (bits - 1)) || global.value >= 1i128 << bits {
+            return Err(invalid(format!(
+                "global {} has {size} bytes; {} does not fit",
+                global.name, global.value
+            )));
+        }
+        let mut maps = object.maps_mut();
+        let map = maps.find(|map| map.name().to_string_lossy().ends_with(&section));
+        let Some(mut map) = map else {
+            return Err(Failure::object(format!("global {} is in no map", global.name)));
+        };
+        let place = map.initial_value_mut().and_then(|value| value.get_mut(offset..offset + size));
+        let Some(place) = place else {
+            return Err(Failure::object(format!("global {} is outside of its section", global.name)));
+        };
+        place.copy_from_slice(&global.value.to_le_bytes()[..size]);
+    }
+    Ok(())
+}
+
+/// Section, offset and size in bytes of a variable of a read-only data section.
+#[allow(unsafe_code)]
+fn find_global(object: &OpenObject, name: &str) -> Option<(String, usize, usize)> {
+    // SAFETY: the object is alive, and so is its BTF. libbpf has checked the BTF when it opened the object:
+    // types, names and the entries behind a DATASEC are inside of it. A type id that does not exist gives null.
+    unsafe {
+        let btf = sys::bpf_object__btf(object.as_libbpf_object().as_ptr());
+        if btf.is_null() {
+            return None;
+        }
+        for id in 1..sys::btf__type_cnt(btf) {
+            let section = sys::btf__type_by_id(btf, id);
+            if section.is_null() || ((*section).info >> 24) & 0x1f != sys::BTF_KIND_DATASEC {
+                continue;
+            }
+            let section_name = string(btf, (*section).name_off)?;
+            if !section_name.starts_with(".rodata") {
+                continue;
+            }
+            let variables = section.add(1).cast::<sys::btf_var_secinfo>();
+            for i in 0..((*section).info & 0xffff) as usize {
+                let variable = &*variables.add(i);
+                let var_type = sys::btf__type_by_id(btf, variable.type_);
+                if !var_type.is_null() && string(btf, (*var_type).name_off)? == name {
+                    return Some((section_name, variable.offset as usize, variable.size as usize));
+                }
+            }
+        }
+    }
+    None
+}
+
+/// # Safety
+/// `btf` is alive.
+#[allow(unsafe_code)]
+unsafe fn string(btf: *const sys::btf, offset: u32) -> Option<String> {
+    // SAFETY: libbpf returns null or a C string inside of the BTF.
+    unsafe {
+        let text = sys::btf__name_by_offset(btf, offset);
+        (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().into_owned())
+    }
+}
+
+/// What a failed load comes to. The helper knows better what it refused itself; this is for the rest, and for the log.
+fn failed(error: &libbpf_rs::Error, log: &mut Vec<u8>) -> Failure {
+    let end = log.iter().position(|&b| b == 0).unwrap_or(log.len());
+    log.truncate(end);
+    let said = report::take_messages();
+    let refusal = Refusal::new(Class::Object, format!("libbpf cannot load the object: {error}; {said}"));
+    Failure { refusal, log: std::mem::take(log) }
+}

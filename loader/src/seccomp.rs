@@ -1,0 +1,89 @@
+//! The system calls of the loader, each with its reason.
+
+use bpfgate_lockdown::row;
+use bpfgate_lockdown::syscalls::{Row, When};
+use bpfgate_protocol::uapi::cmd;
+
+const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
+
+/// Commands of bpf(2) that reach the kernel from here; all of them work on descriptors that the helper made for
+/// this app, and need no capability.
+const BPF: &[u32] = &[cmd::MAP_LOOKUP_ELEM, cmd::MAP_UPDATE_ELEM, cmd::OBJ_GET_INFO_BY_FD, cmd::MAP_FREEZE];
+
+/// Those of the worker, which runs libbpf.
+pub(crate) fn worker() -> Vec<Row> {
+    vec![
+        row!(bpf, SYS_bpf, When::OneOf(0, BPF), "libbpf fills maps and freezes .rodata"),
+        row!(recvmsg, SYS_recvmsg, When::Always, "requests and answers of the helper"),
+        row!(sendmsg, SYS_sendmsg, When::Always, "requests and answers to the helper"),
+        row!(close, SYS_close, When::Always, "descriptors"),
+        row!(
+            mmap,
+            SYS_mmap,
+            When::Without(2, PROT_EXEC),
+            "memory; the object; the kernel's BTF; data sections"
+        ),
+        row!(munmap, SYS_munmap, When::Always, "memory"),
+        row!(mremap, SYS_mremap, When::Always, "memory"),
+        row!(mprotect, SYS_mprotect, When::Without(2, PROT_EXEC), "libbpf makes .rodata read-only"),
+        row!(madvise, SYS_madvise, When::Always, "the allocator gives memory back"),
+        row!(brk, SYS_brk, When::Always, "memory"),
+        row!(dup3, SYS_dup3, When::Always, "libbpf puts maps in the place of its placeholders"),
+        row!(
+            fcntl,
+            SYS_fcntl,
+            When::OneOf(1, &[0, 1, 3, 1030]),
+            "F_DUPFD, F_GETFD, F_GETFL, F_DUPFD_CLOEXEC: placeholders"
+        ),
+        row!(
+            memfd_create,
+            SYS_memfd_create,
+            When::Always,
+            "libbpf's placeholders; parts that are larger than a datagram"
+        ),
+        row!(write, SYS_write, When::OneOf(0, &[2]), "messages on standard error"),
+        row!(pwrite64, SYS_pwrite64, When::Always, "parts that are larger than a datagram"),
+        row!(pread64, SYS_pread64, When::Always, "the verifier log"),
+        row!(read, SYS_read, When::Always, "uprobe targets; the kernel's BTF"),
+        row!(lseek, SYS_lseek, When::Always, "uprobe targets; the size of the object"),
+        row!(fstat, SYS_fstat, When::Always, "the size of the object; the kernel's BTF"),
+        row!(newfstatat, SYS_newfstatat, When::Always, "fstat of newer C libraries"),
+        row!(statx, SYS_statx, When::Always, "fstat of the Rust library"),
+        row!(openat, SYS_openat, When::Always, "the kernel's BTF; landlock refuses everything else"),
+        row!(access, SYS_access, When::Always, "libbpf looks which file has the kernel's BTF"),
+        row!(faccessat, SYS_faccessat, When::Always, "access of newer C libraries"),
+        row!(faccessat2, SYS_faccessat2, When::Always, "access of newer C libraries"),
+        row!(uname, SYS_uname, When::Always, "libbpf names the kernel version"),
+        row!(getrandom, SYS_getrandom, When::Always, "seeds of hash tables"),
+        row!(futex, SYS_futex, When::Always, "locks of the Rust library"),
+        row!(sigaltstack, SYS_sigaltstack, When::Always, "end of the thread"),
+        row!(rt_sigprocmask, SYS_rt_sigprocmask, When::Always, "abort"),
+        row!(rt_sigaction, SYS_rt_sigaction, When::Always, "abort"),
+        row!(rt_sigreturn, SYS_rt_sigreturn, When::Always, "the handler of stack overflows"),
+        row!(getpid, SYS_getpid, When::Always, "abort"),
+        row!(gettid, SYS_gettid, When::Always, "abort"),
+        row!(tgkill, SYS_tgkill, When::Always, "abort"),
+        row!(exit_group, SYS_exit_group, When::Always, "the end"),
+    ]
+}
+
+/// Those of the parent: what its worker needs, since filters are inherited, and what it takes to start one.
+pub(crate) fn parent() -> Vec<Row> {
+    let mut rows = worker();
+    rows.extend([
+        row!(clone, SYS_clone, When::Always, "forks the worker"),
+        row!(set_robust_list, SYS_set_robust_list, When::Always, "fork of the C library"),
+        row!(rseq, SYS_rseq, When::Always, "fork of the C library"),
+        row!(wait4, SYS_wait4, When::Always, "waits for the worker"),
+        row!(kill, SYS_kill, When::Always, "ends a late worker; landlock keeps the signal among our own"),
+        row!(poll, SYS_poll, When::Always, "waits for worker and helper"),
+        row!(pipe2, SYS_pipe2, When::Always, "tells when the worker ends"),
+        row!(getdents64, SYS_getdents64, When::Always, "counts threads before a fork"),
+        row!(prctl, SYS_prctl, When::Always, "the worker's start"),
+        row!(seccomp, SYS_seccomp, When::Always, "the worker's filter"),
+        row!(getppid, SYS_getppid, When::Always, "the worker dies with its parent"),
+        row!(getsockopt, SYS_getsockopt, When::Always, "the worker checks its channel"),
+        row!(getsockname, SYS_getsockname, When::Always, "the worker checks its channel"),
+    ]);
+    rows
+}
