@@ -1,0 +1,144 @@
+//! The loader of this helper: two channels to it. Once confined, this process cannot start another one.
+
+use bpfgate_lockdown::process::SingleThread;
+use bpfgate_lockdown::{Fatal, Step, capabilities, spawn};
+use bpfgate_protocol::INNER_VERSION;
+use bpfgate_protocol::channel::{Channel, ChannelError};
+use bpfgate_protocol::messages::loader::{FromLeash, FromLoader, ToLeash, ToLoader};
+use bpfgate_protocol::refusal::{Class, Refusal};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+/// How long the loader may think between two messages, in milliseconds. The kernel's own work, the verifier's
+/// above all, is done by this process and does not count.
+const PATIENCE: u16 = 10_000;
+
+pub(crate) struct Loader {
+    leash: Channel,
+    work: Channel,
+    gone: bool,
+}
+
+impl Loader {
+    /// Starts the loader as the user that the helper will be, without any capability.
+    pub(crate) fn start(alone: SingleThread, program: &Path, uid: Option<u32>) -> Result<Self, Fatal> {
+        let exe = spawn::open_program(program)?;
+        let (leash, leash_end) = Channel::pair().step("the leash")?;
+        let (work, work_end) = Channel::pair().step("the work channel")?;
+        let argv = [CString::from(c"bpfgate-loader")];
+        let fds = [leash_end.as_fd(), work_end.as_fd()];
+        spawn::program(alone, exe.as_fd(), &argv, &fds, || capabilities::keep_only(&[], uid))?;
+        drop((leash_end, work_end));
+        leash.set_timeouts(5, 5).step("setting deadlines")?;
+        work.set_timeouts(5, 5).step("setting deadlines")?;
+        let mut loader = Self { leash, work, gone: false };
+        match loader.leash.recv::<FromLeash>().step("waiting for the loader")? {
+            (FromLeash::Ready { version: INNER_VERSION }, _) => Ok(loader),
+            (other, _) => Err(Fatal(format!("the loader is of another version: {other:?}"))),
+        }
+    }
+
+    /// Whether no more loads are possible.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    /// Begins a request. What a worker that has died since left behind is thrown away first: it sent all of
+    /// that before its end was announced.
+    pub(crate) fn request(&mut self, request: &ToLoader, file: BorrowedFd<'_>) -> Result<(), Refusal> {
+        while !self.gone && readable([self.leash.as_fd()], 0)?[0] {
+            self.announcement()?;
+        }
+        if self.gone {
+            return Err(lost());
+        }
+        self.throw_away()?;
+        self.send(request, Some(file))
+    }
+
+    pub(crate) fn send(&mut self, message: &ToLoader, fd: Option<BorrowedFd<'_>>) -> Result<(), Refusal> {
+        self.work.send(message, fd.as_slice()).map_err(|error| self.broken(&error))
+    }
+
+    /// The loader's next message of this request.
+    pub(crate) fn next(&mut self) -> Result<(FromLoader, Vec<OwnedFd>), Refusal> {
+        match readable([self.work.as_fd(), self.leash.as_fd()], PATIENCE)? {
+            [true, _] => self.work.recv().map_err(|error| self.broken(&error)),
+            [false, true] => {
+                let how = self.announcement()?;
+                self.throw_away()?;
+                let how = how.unwrap_or_else(|| "is gone".into());
+                Err(Refusal::new(
+                    Class::Object,
+                    format!(
+                        "libbpf {how} while it worked on this object; the object is damaged or hits a bug of libbpf"
+                    ),
+                ))
+            }
+            [false, false] => {
+                self.kill()?;
+                let seconds = PATIENCE / 1000;
+                Err(Refusal::new(
+                    Class::Object,
+                    format!("libbpf did not come to an end with this object within {seconds} s"),
+                ))
+            }
+        }
+    }
+
+    /// Ends the worker and whatever it was doing; the next request meets a new one.
+    pub(crate) fn kill(&mut self) -> Result<(), Refusal> {
+        if self.leash.send(&ToLeash::Kill, &[]).is_err() || self.announcement()?.is_none() {
+            self.gone = true;
+        }
+        self.throw_away()
+    }
+
+    /// What the loader's parent has to say: how a worker ended. None if the parent itself is gone.
+    fn announcement(&mut self) -> Result<Option<String>, Refusal> {
+        match self.leash.recv() {
+            Ok((FromLeash::Died { how }, _)) => Ok(Some(bpfgate_protocol::refusal::printable(&how, 100))),
+            Ok((FromLeash::Ready { .. }, _)) | Err(_) => {
+                self.gone = true;
+                Ok(None)
+            }
+        }
+    }
+
+    fn throw_away(&mut self) -> Result<(), Refusal> {
+        while !self.gone && readable([self.work.as_fd()], 0)?[0] {
+            if let Err(ChannelError::Closed) = self.work.recv::<FromLoader>() {
+                self.gone = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// A loader that breaks the protocol is ended: it is not libbpf any more.
+    fn broken(&mut self, error: &ChannelError) -> Refusal {
+        eprintln!("bpfgate-helper: the loader: {error}");
+        if matches!(error, ChannelError::Closed) {
+            self.gone = true;
+        } else if let Err(refusal) = self.kill() {
+            return refusal;
+        }
+        Refusal::new(Class::Object, "libbpf went astray while it worked on this object")
+    }
+}
+
+fn lost() -> Refusal {
+    Refusal::new(
+        Class::Helper,
+        "the loader of this app has ended; what is attached goes on, new loads need a new helper",
+    )
+}
+
+/// Which of these can be read, or are at their end, within so many milliseconds.
+fn readable<const N: usize>(fds: [BorrowedFd<'_>; N], milliseconds: u16) -> Result<[bool; N], Refusal> {
+    let mut polled = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+    poll(&mut polled, PollTimeout::from(milliseconds))
+        .map_err(|errno| Refusal::kernel("poll", errno as i32))?;
+    Ok(polled.map(|fd| fd.revents().is_some_and(|events| !events.is_empty())))
+}

@@ -1,0 +1,372 @@
+//! One load: libbpf, in the loader, asks for maps, types and programs; here each is compared with the permit and
+//! made. The loader is believed nothing: it says which of the permitted programs it means, and everything
+//! else is read from the bytes it sent.
+
+use crate::bpf;
+use crate::loader::Loader;
+use crate::maps::Details;
+use bpfgate_protocol::authorize::LoadPermit;
+use bpfgate_protocol::inspect::{self, INSN};
+use bpfgate_protocol::messages::Bulk;
+use bpfgate_protocol::messages::loader::{
+    FromLoader, Handle, LogWanted, MapCreate, ProgLoad, Purpose, ToLoader,
+};
+use bpfgate_protocol::names::{MapName, ProgramName};
+use bpfgate_protocol::refusal::{Class, Refusal, printable};
+use nix::errno::Errno;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// The most of the verifier's log that is kept, in bytes. Newer kernels keep its end, where the reason stands.
+const MAX_LOG: usize = 1 << 20;
+
+/// Kernel objects of one load, probes of libbpf included. A first load in a new worker makes about 25.
+const MAX_HELD: usize = 600;
+
+/// What the app may still have.
+#[derive(Clone, Copy)]
+pub(crate) struct Budget {
+    pub(crate) programs: u32,
+    pub(crate) maps: u32,
+    pub(crate) map_bytes: u64,
+}
+
+/// A load that is done.
+pub(crate) struct Loaded {
+    pub(crate) programs: Vec<(ProgramName, OwnedFd)>,
+    pub(crate) maps: Vec<(MapName, OwnedFd, Details)>,
+    pub(crate) map_bytes: u64,
+}
+
+/// A load that failed, with the verifier's log.
+pub(crate) struct Failed {
+    pub(crate) refusal: Refusal,
+    pub(crate) log: Bulk,
+    pub(crate) log_fd: Option<OwnedFd>,
+}
+
+impl From<Refusal> for Failed {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, log: Bulk::Inline(Default::default()), log_fd: None }
+    }
+}
+
+enum Held {
+    Map { fd: OwnedFd, details: Details, purpose: Purpose },
+    Btf(OwnedFd),
+}
+
+struct Transaction<'a> {
+    permit: &'a LoadPermit,
+    budget: Budget,
+    cpus: u32,
+    held: Vec<Held>,
+    programs: Vec<Option<OwnedFd>>,
+    maps: u32,
+    map_bytes: u64,
+    /// The newest reason why libbpf will fail; it knows only an errno.
+    refusal: Option<Refusal>,
+}
+
+pub(crate) fn load(
+    loader: &mut Loader,
+    permit: &LoadPermit,
+    object: BorrowedFd<'_>,
+    budget: Budget,
+    cpus: u32,
+) -> Result<Loaded, Failed> {
+    let programs = permit.plan();
+    if programs.len() > budget.programs as usize {
+        let limit = permit.policy().limits.programs;
+        return Err(Refusal::new(
+            Class::Quota,
+            format!("this would be more than the {limit} programs that the policy allows at a time"),
+        )
+        .into());
+    }
+    let mut transaction = Transaction {
+        permit,
+        budget,
+        cpus,
+        held: Vec::new(),
+        programs: programs.iter().map(|_| None).collect(),
+        maps: 0,
+        map_bytes: 0,
+        refusal: None,
+    };
+    let globals = permit.globals().to_vec();
+    loader.request(&ToLoader::Load { object: permit.object().clone(), programs, globals }, object)?;
+    loop {
+        let (message, mut fds) =
+            loader.next().map_err(|refusal| transaction.refusal.take().unwrap_or(refusal))?;
+        let fd = fds.pop();
+        let (answer, carry) = match message {
+            FromLoader::MapCreate(map) => transaction.map_create(map),
+            FromLoader::BtfLoad { bulk } => transaction.btf_load(bulk, fd),
+            FromLoader::ProgLoad(load) => transaction.prog_load(load, fd),
+            FromLoader::Loaded { maps } => return transaction.finish(maps).map_err(Failed::from),
+            FromLoader::Refused { refusal, log } => return Err(transaction.failed(refusal, log, fd)),
+            FromLoader::Found { .. } => {
+                loader.kill()?;
+                return Err(
+                    Refusal::new(Class::Object, "libbpf went astray while it worked on this object").into()
+                );
+            }
+        };
+        let fd = match &carry {
+            Carry::Nothing => None,
+            Carry::Log(fd) => Some(fd.as_fd()),
+            Carry::NewestMap => transaction.newest_map(),
+        };
+        loader.send(&answer, fd)?;
+    }
+}
+
+/// Asks for the file offset of functions in a binary.
+pub(crate) fn symbols(
+    loader: &mut Loader,
+    binary: BorrowedFd<'_>,
+    symbols: Vec<bpfgate_protocol::names::SymbolName>,
+) -> Result<Vec<u64>, Refusal> {
+    let count = symbols.len();
+    loader.request(&ToLoader::Symbols { symbols }, binary)?;
+    match loader.next()?.0 {
+        FromLoader::Found { offsets } if offsets.len() == count => Ok(offsets),
+        FromLoader::Refused { refusal, .. } => Err(foreign(refusal)),
+        _ => {
+            loader.kill()?;
+            Err(Refusal::new(Class::Object, "the loader went astray while it looked for symbols"))
+        }
+    }
+}
+
+/// A refusal by the loader says why a load failed, and nothing else of it counts.
+fn foreign(refusal: Refusal) -> Refusal {
+    let class = if refusal.class == Class::Invalid { Class::Invalid } else { Class::Object };
+    Refusal::new(class, printable(&refusal.why, 8192))
+}
+
+/// The descriptor that goes with an answer.
+enum Carry {
+    Nothing,
+    Log(OwnedFd),
+    NewestMap,
+}
+
+type Answer = (ToLoader, Carry);
+
+fn errno(errno: i32) -> Answer {
+    (ToLoader::Failed { errno, log: Bulk::Inline(Default::default()) }, Carry::Nothing)
+}
+
+impl Transaction<'_> {
+    /// What libbpf is told: an error number. What the client will be told is kept.
+    fn refuse(&mut self, purpose: Purpose, refusal: Refusal, number: i32) -> Answer {
+        if purpose != Purpose::Probe {
+            self.refusal = Some(refusal);
+        }
+        errno(number)
+    }
+
+    fn newest_map(&self) -> Option<BorrowedFd<'_>> {
+        match self.held.last()? {
+            Held::Map { fd, .. } => Some(fd.as_fd()),
+            Held::Btf(_) => None,
+        }
+    }
+
+    fn hold(&mut self, held: Held) -> Handle {
+        self.held.push(held);
+        // At most MAX_HELD.
+        u32::try_from(self.held.len()).unwrap_or(0)
+    }
+
+    fn is_full(&self) -> bool {
+        self.held.len() >= MAX_HELD
+    }
+
+    fn btf(&self, handle: Handle) -> Option<BorrowedFd<'_>> {
+        match self.held.get((handle as usize).checked_sub(1)?)? {
+            Held::Btf(fd) => Some(fd.as_fd()),
+            Held::Map { .. } => None,
+        }
+    }
+
+    fn map_create(&mut self, map: MapCreate) -> Answer {
+        let purpose = map.purpose;
+        let bytes = match self.check_map(&map) {
+            Ok(bytes) => bytes,
+            Err(refusal) => return self.refuse(purpose, refusal, libc::EPERM),
+        };
+        match bpf::map_create(&map, self.btf(map.btf)) {
+            Ok(fd) => {
+                if purpose != Purpose::Probe {
+                    self.maps += 1;
+                    self.map_bytes = self.map_bytes.saturating_add(bytes);
+                }
+                let handle = self.hold(Held::Map { fd, details: Details::of(&map, self.cpus), purpose });
+                (ToLoader::MapCreated { handle }, Carry::NewestMap)
+            }
+            Err(error) => {
+                let mut refusal = Refusal::kernel("BPF_MAP_CREATE", error as i32);
+                refusal.why =
+                    format!("the kernel refuses map {}: {}", printable(&map.name, 16), error.desc());
+                self.refuse(purpose, refusal, error as i32)
+            }
+        }
+    }
+
+    fn check_map(&self, map: &MapCreate) -> Result<u64, Refusal> {
+        const ARRAY: u32 = 2;
+        let bytes = inspect::check_map(map, self.cpus)?;
+        let limits = self.permit.policy().limits;
+        let quota = |what: String| Err(Refusal::new(Class::Quota, what));
+        if self.is_full() {
+            return quota("the object asks for too many kernel objects".into());
+        }
+        if map.purpose == Purpose::Probe {
+            return if map.map_type == ARRAY && bytes <= 4096 {
+                Ok(bytes)
+            } else {
+                quota("a probe is too large".into())
+            };
+        }
+        if self.maps >= self.budget.maps {
+            return quota(format!(
+                "this would be more than the {} maps that the policy allows at a time",
+                limits.maps
+            ));
+        }
+        if self.map_bytes.saturating_add(bytes) > self.budget.map_bytes {
+            return quota(format!(
+                "map {} takes {bytes} bytes; with it the maps of this app would have more than the {} that the policy allows",
+                map.name, limits.map_memory
+            ));
+        }
+        Ok(bytes)
+    }
+
+    fn btf_load(&mut self, bulk: Bulk, fd: Option<OwnedFd>) -> Answer {
+        // libbpf loads an object without its types if it must: no refusal of the load.
+        if self.is_full() {
+            return errno(libc::E2BIG);
+        }
+        let Ok(bytes) = bulk.unpack(fd, inspect::MAX_BTF) else { return errno(libc::E2BIG) };
+        match bpf::btf_load(&bytes) {
+            Ok(fd) => (ToLoader::Kept { handle: self.hold(Held::Btf(fd)) }, Carry::Nothing),
+            Err(error) => errno(error as i32),
+        }
+    }
+
+    fn prog_load(&mut self, mut load: ProgLoad, fd: Option<OwnedFd>) -> Answer {
+        let purpose = load.purpose;
+        let bulk = std::mem::replace(&mut load.bulk, Bulk::Inline(Default::default()));
+        let len = bulk.len();
+        let checked = self.check_program(&load, len).and_then(|()| {
+            let mut bytes = bulk
+                .unpack(fd, inspect::MAX_PROGRAM)
+                .map_err(|_| Refusal::new(Class::Object, "the parts of a program do not add up"))?;
+            self.check_instructions(&load, &mut bytes)?;
+            Ok(bytes)
+        });
+        let bytes = match checked {
+            Ok(bytes) => bytes,
+            Err(refusal) => return self.refuse(purpose, refusal, libc::EPERM),
+        };
+        let (insns, rest) = bytes.split_at(load.parts.0 as usize);
+        let (funcs, lines) = rest.split_at(load.parts.1 as usize);
+        let mut log = if load.log == LogWanted::Yes { vec![0; MAX_LOG] } else { Vec::new() };
+        let wanted = (load.log == LogWanted::Yes).then_some(log.as_mut_slice());
+        match (bpf::prog_load(&load, [insns, funcs, lines], self.btf(load.btf), wanted), purpose) {
+            (Ok(fd), Purpose::Object(index)) => {
+                // check_program has seen that there is such a place.
+                self.programs[index as usize] = Some(fd);
+                self.refusal = None;
+                (ToLoader::Kept { handle: 0 }, Carry::Nothing)
+            }
+            (Ok(_closed), Purpose::Probe) => (ToLoader::Kept { handle: 0 }, Carry::Nothing),
+            (Err(error), _) => self.program_failed(&load, error, log),
+        }
+    }
+
+    fn check_program(&self, load: &ProgLoad, len: usize) -> Result<(), Refusal> {
+        match load.purpose {
+            Purpose::Probe => inspect::check_probe(load, len),
+            Purpose::Object(index) => inspect::check_program(self.permit, index, load, len).map(drop),
+        }
+    }
+
+    /// Reads the instructions and puts descriptors where the loader put handles.
+    fn check_instructions(&self, load: &ProgLoad, bytes: &mut [u8]) -> Result<(), Refusal> {
+        let Some((insns, _)) = bytes.split_at_mut_checked(load.parts.0 as usize) else {
+            return Err(Refusal::new(Class::Object, "the parts of a program do not add up"));
+        };
+        debug_assert!(insns.len().is_multiple_of(INSN));
+        let slots = match load.purpose {
+            Purpose::Probe => inspect::scan(insns, inspect::probe_function)?,
+            Purpose::Object(_) => inspect::scan(insns, |id| inspect::function(self.permit, id))?,
+        };
+        for slot in slots {
+            match (slot.handle as usize).checked_sub(1).and_then(|i| self.held.get(i)) {
+                Some(Held::Map { fd, .. }) => inspect::patch(insns, slot, fd.as_raw_fd()),
+                _ => {
+                    return Err(Refusal::new(
+                        Class::Object,
+                        format!("instruction {} refers to a map that is not of this object", slot.index),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn program_failed(&mut self, load: &ProgLoad, error: Errno, mut log: Vec<u8>) -> Answer {
+        log.truncate(log.iter().position(|&b| b == 0).unwrap_or(log.len()));
+        if let Purpose::Object(index) = load.purpose {
+            let name = self.permit.programs().nth(index as usize).map(|rule| rule.program.to_string());
+            let name = name.unwrap_or_default();
+            let mut refusal = Refusal::kernel("BPF_PROG_LOAD", error as i32);
+            refusal.why = format!("the kernel refuses program {name}: {}", error.desc());
+            if !log.is_empty() {
+                refusal.class = Class::Verifier;
+                refusal.why =
+                    format!("the verifier rejects program {name}: {}; its log says why", error.desc());
+            }
+            refusal.program = Some(name);
+            self.refusal = Some(refusal);
+        }
+        match Bulk::pack(log) {
+            Ok((log, fd)) => {
+                (ToLoader::Failed { errno: error as i32, log }, fd.map_or(Carry::Nothing, Carry::Log))
+            }
+            Err(_) => errno(error as i32),
+        }
+    }
+
+    fn failed(self, refusal: Refusal, log: Bulk, log_fd: Option<OwnedFd>) -> Failed {
+        let refusal = self.refusal.unwrap_or_else(|| foreign(refusal));
+        if refusal.class != Class::Verifier || log.len() > MAX_LOG {
+            return refusal.into();
+        }
+        Failed { refusal, log, log_fd }
+    }
+
+    fn finish(self, names: Vec<(MapName, Handle)>) -> Result<Loaded, Refusal> {
+        let astray = || {
+            Refusal::new(Class::Object, "libbpf says that the object is loaded, but a part of it is missing")
+        };
+        let plan = self.permit.programs().map(|rule| rule.program.clone());
+        let programs: Option<Vec<_>> = plan.zip(self.programs).map(|(name, fd)| Some((name, fd?))).collect();
+        let mut held: Vec<Option<Held>> = self.held.into_iter().map(Some).collect();
+        let mut maps = Vec::new();
+        for (name, handle) in names {
+            let place = (handle as usize).checked_sub(1).and_then(|i| held.get_mut(i)).ok_or_else(astray)?;
+            match place.take() {
+                Some(Held::Map { fd, details, purpose: Purpose::Object(_) }) => {
+                    maps.push((name, fd, details))
+                }
+                _ => return Err(astray()),
+            }
+        }
+        Ok(Loaded { programs: programs.ok_or_else(astray)?, maps, map_bytes: self.map_bytes })
+    }
+}

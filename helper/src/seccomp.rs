@@ -1,0 +1,76 @@
+//! The system calls of the helper, each with its reason. What is not here ends the process.
+
+use bpfgate_lockdown::row;
+use bpfgate_lockdown::syscalls::{Row, When};
+use bpfgate_protocol::uapi::cmd;
+
+const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
+const SIOCGIFINDEX: u32 = libc::SIOCGIFINDEX as u32;
+
+/// The commands of bpf(2), each with its reason. None takes an id, a path or another process's descriptor; none runs
+/// a program.
+pub(crate) const BPF: [(u32, &str); 10] = [
+    (cmd::MAP_CREATE, "maps of an object"),
+    (cmd::MAP_LOOKUP_ELEM, "ReadMap"),
+    (cmd::MAP_GET_NEXT_KEY, "ReadMap"),
+    (cmd::PROG_LOAD, "programs of an object"),
+    (cmd::OBJ_GET_INFO_BY_FD, "the self-test"),
+    (cmd::RAW_TRACEPOINT_OPEN, "attach to raw tracepoints"),
+    (cmd::BTF_LOAD, "types of an object"),
+    (cmd::MAP_FREEZE, "maps that are handed out frozen"),
+    (cmd::LINK_CREATE, "attach to everything else"),
+    (cmd::LINK_DETACH, "detach a link that a client holds too"),
+];
+
+const BPF_COMMANDS: [u32; BPF.len()] = {
+    let mut commands = [0; BPF.len()];
+    let mut i = 0;
+    while i < BPF.len() {
+        commands[i] = BPF[i].0;
+        i += 1;
+    }
+    commands
+};
+
+/// The list.
+#[rustfmt::skip]
+pub(crate) const ROWS: [Row; 24] = [
+    row!(bpf, SYS_bpf, When::OneOf(0, &BPF_COMMANDS), "what this process is for"),
+    row!(recvmsg, SYS_recvmsg, When::Always, "requests"),
+    row!(sendmsg, SYS_sendmsg, When::Always, "answers"),
+    row!(poll, SYS_poll, When::Always, "waits for requests and for clients that go away"),
+    row!(close, SYS_close, When::Always, "descriptors"),
+    row!(getsockopt, SYS_getsockopt, When::OneOf(2, &[libc::SO_PEERCRED as u32, libc::SO_PEERGROUPS as u32]), "who a client is"),
+    row!(ioctl, SYS_ioctl, When::OneOf(1, &[SIOCGIFINDEX]), "the index of an interface"),
+    row!(pread64, SYS_pread64, When::Always, "parts of a program that are larger than a datagram"),
+    row!(memfd_create, SYS_memfd_create, When::Always, "verifier logs that are larger than a datagram"),
+    row!(pwrite64, SYS_pwrite64, When::Always, "verifier logs that are larger than a datagram"),
+    row!(mmap, SYS_mmap, When::Without(2, PROT_EXEC), "memory"),
+    row!(munmap, SYS_munmap, When::Always, "memory"),
+    row!(mremap, SYS_mremap, When::Always, "memory"),
+    row!(brk, SYS_brk, When::Always, "memory"),
+    row!(write, SYS_write, When::OneOf(0, &[2]), "messages on standard error"),
+    row!(openat, SYS_openat, When::Fails(libc::EACCES), "nothing is opened; the self-test sees that this list is in force"),
+    row!(sigaltstack, SYS_sigaltstack, When::Always, "the end of the process"),
+    row!(exit_group, SYS_exit_group, When::Always, "the end of the process"),
+    row!(rt_sigprocmask, SYS_rt_sigprocmask, When::Always, "abort ends in SIGABRT, not in a broken filter"),
+    row!(rt_sigaction, SYS_rt_sigaction, When::Always, "the same, and the report of a stack overflow"),
+    row!(rt_sigreturn, SYS_rt_sigreturn, When::Always, "the report of a stack overflow"),
+    row!(getpid, SYS_getpid, When::Always, "abort"),
+    row!(gettid, SYS_gettid, When::Always, "abort"),
+    row!(tgkill, SYS_tgkill, When::Always, "abort"),
+];
+
+/// The list as this build needs it.
+pub(crate) fn rows() -> Vec<Row> {
+    let mut rows = ROWS.to_vec();
+    if cfg!(debug_assertions) {
+        rows.push(row!(
+            fcntl,
+            SYS_fcntl,
+            When::OneOf(1, &[libc::F_GETFD as u32]),
+            "debug builds of the Rust library check descriptors"
+        ));
+    }
+    rows
+}

@@ -1,0 +1,334 @@
+//! The helper at work: one request after the other, each checked here whatever the broker has checked before.
+//!
+//! Two kinds of no. A refusal is an answer. A message that an honest broker cannot send ends the process: the broker
+//! is lost, and with this process go its kernel objects.
+
+use crate::attach;
+use crate::loading::{self, Failed};
+use crate::maps::Map;
+use crate::state::{Program, Session, State};
+use bpfgate_lockdown::{Fatal, Step};
+use bpfgate_protocol::authorize::{Permit, authorize};
+use bpfgate_protocol::channel::{Channel, ChannelError};
+use bpfgate_protocol::hooks::Kind;
+use bpfgate_protocol::identity::Peer;
+use bpfgate_protocol::messages::helper::{FromHelper, Global, Outcome, ProgramInfo, Target, ToHelper};
+use bpfgate_protocol::messages::{Bytes, InstanceId, LinkId, SessionId};
+use bpfgate_protocol::names::{MapName, ObjectName, ProgramName};
+use bpfgate_protocol::policy::{Access, Right};
+use bpfgate_protocol::refusal::{Class, Refusal};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// What a request came to. Descriptors are named, not held: they are lent to the message that carries them.
+struct Done {
+    outcome: Outcome,
+    line: Option<u32>,
+    fds: Vec<Lend>,
+}
+
+enum Lend {
+    Program(InstanceId, usize),
+    Map(InstanceId, usize),
+    NewestLink(InstanceId),
+}
+
+impl Done {
+    fn plain(outcome: Outcome, line: u32) -> Self {
+        Self { outcome, line: Some(line), fds: Vec::new() }
+    }
+}
+
+/// Serves until the broker closes the channel.
+pub(crate) fn run(mut broker: Channel, mut state: State) -> Result<(), Fatal> {
+    loop {
+        let (asked, gone) = wait(&broker, &state)?;
+        for session in gone {
+            state.remove_session(session);
+        }
+        if asked {
+            let (request, mut fds) = match broker.recv::<ToHelper>() {
+                Ok(received) => received,
+                Err(ChannelError::Closed) => return Ok(()),
+                Err(error) => return Err(Fatal::step("the broker", error)),
+            };
+            let done = state.answer(request, fds.pop())?;
+            send(&broker, &state, done)?;
+        }
+        if state.loader.is_gone() && state.instances.is_empty() {
+            return Err(Fatal(
+                "the loader has ended, and nothing is loaded: a new helper can start a new one".into(),
+            ));
+        }
+    }
+}
+
+/// Waits; whether the broker has something to say, and the sessions whose client is gone. That comes from the kernel:
+/// a broker that keeps quiet about it changes nothing.
+fn wait(broker: &Channel, state: &State) -> Result<(bool, Vec<SessionId>), Fatal> {
+    let mut fds = vec![PollFd::new(broker.as_fd(), PollFlags::POLLIN)];
+    fds.extend(
+        state.sessions.values().map(|session| PollFd::new(session.socket.as_fd(), PollFlags::empty())),
+    );
+    match poll(&mut fds, PollTimeout::NONE) {
+        Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+        Err(error) => return Err(Fatal::step("poll", error)),
+    }
+    let mut ready = fds.iter().map(|fd| fd.revents().is_some_and(|events| !events.is_empty()));
+    let asked = ready.next().unwrap_or(false);
+    let gone = state.sessions.keys().zip(ready).filter(|(_, hung_up)| *hung_up).map(|(id, _)| *id).collect();
+    Ok((asked, gone))
+}
+
+fn send(broker: &Channel, state: &State, done: Result<Done, Failed>) -> Result<(), Fatal> {
+    let (outcome, line, lent, log_fd) = match done {
+        Ok(done) => (done.outcome, done.line, done.fds, None),
+        Err(Failed { refusal, log, log_fd }) => {
+            let line = refusal.line;
+            (Outcome::Refused { refusal, log }, line, Vec::new(), log_fd)
+        }
+    };
+    let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
+    for lend in &lent {
+        let fd = match lend {
+            Lend::Program(id, place) => state.instances[id].programs[*place].fd.as_fd(),
+            Lend::Map(id, place) => state.instances[id].maps[*place].fd.as_fd(),
+            Lend::NewestLink(id) => match state.instances[id].links.last() {
+                Some(link) => link.fd().as_fd(),
+                None => return Err(Fatal("a link is missing".into())),
+            },
+        };
+        fds.push(fd);
+    }
+    fds.extend(log_fd.as_ref().map(AsFd::as_fd));
+    broker.send(&FromHelper::Answer { outcome, line }, &fds).step("answering")
+}
+
+impl State {
+    fn answer(&mut self, request: ToHelper, fd: Option<OwnedFd>) -> Result<Result<Done, Failed>, Fatal> {
+        let refusals = |result: Result<Done, Refusal>| Ok(result.map_err(Failed::from));
+        match request {
+            ToHelper::Open { session } => {
+                let socket = fd.ok_or_else(|| Fatal("Open without a socket".into()))?;
+                if !self.is_new(session) {
+                    return Err(Fatal("the broker uses a session number twice".into()));
+                }
+                refusals(self.open(session, socket))
+            }
+            ToHelper::Close { session } => {
+                self.known(session)?;
+                self.remove_session(session);
+                Ok(Ok(Done { outcome: Outcome::Done, line: None, fds: Vec::new() }))
+            }
+            ToHelper::Load { session, object, programs, globals } => Ok(match self.permit(session)? {
+                Ok(permit) => self.load(session, &permit, &object, &programs, &globals),
+                Err(refusal) => Err(refusal.into()),
+            }),
+            other => refusals(self.answer_simple(other)?),
+        }
+    }
+
+    fn answer_simple(&mut self, request: ToHelper) -> Result<Result<Done, Refusal>, Fatal> {
+        let (ToHelper::Attach { session, .. }
+        | ToHelper::Detach { session, .. }
+        | ToHelper::Unload { session, .. }
+        | ToHelper::Map { session, .. }
+        | ToHelper::ReadMap { session, .. }
+        | ToHelper::List { session }
+        | ToHelper::Open { session }
+        | ToHelper::Load { session, .. }
+        | ToHelper::Close { session }) = &request;
+        let session = *session;
+        let permit = match self.permit(session)? {
+            Ok(permit) => permit,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        Ok(match request {
+            ToHelper::Attach { instance, program, hook, target, .. } => {
+                self.attach(session, &permit, instance, &program, hook, &target)
+            }
+            ToHelper::Detach { link, .. } => self.detach(session, &permit, link),
+            ToHelper::Unload { instance, .. } => self.unload(session, &permit, instance),
+            ToHelper::Map { instance, map, .. } => self.map(&permit, instance, &map),
+            ToHelper::ReadMap { instance, map, cursor, limit, .. } => {
+                self.read_map(&permit, instance, &map, &cursor, limit)
+            }
+            ToHelper::List { .. } => Ok(self.list_for(session, &permit)),
+            ToHelper::Open { .. } | ToHelper::Load { .. } | ToHelper::Close { .. } => {
+                return Err(Fatal("a request went the wrong way".into()));
+            }
+        })
+    }
+
+    fn known(&self, session: SessionId) -> Result<(), Fatal> {
+        if self.was_known(session) {
+            Ok(())
+        } else {
+            Err(Fatal("the broker names a session that was never opened".into()))
+        }
+    }
+
+    /// The permit of a session. A client may be gone before the broker knows.
+    fn permit(&self, session: SessionId) -> Result<Result<Permit, Refusal>, Fatal> {
+        self.known(session)?;
+        Ok(match self.sessions.get(&session) {
+            Some(session) => Ok(session.permit.clone()),
+            None => Err(Refusal::new(Class::Gone, "the session has ended")),
+        })
+    }
+
+    fn open(&mut self, id: SessionId, socket: OwnedFd) -> Result<Done, Refusal> {
+        // What is not a connected Unix socket has no peer, and nobody is refused.
+        let peer = Peer::of(socket.as_fd())
+            .map_err(|e| Refusal::denied(format!("the client cannot be identified: {e}")))?;
+        let permit = authorize(&self.policy, &peer)?;
+        if self.sessions.len() >= self.policy.limits.connections as usize {
+            let limit = self.policy.limits.connections;
+            return Err(Refusal::new(
+                Class::Quota,
+                format!("the policy allows {limit} connections at a time"),
+            ));
+        }
+        let line = permit.line();
+        self.sessions.insert(id, Session { permit, socket });
+        Ok(Done::plain(Outcome::Done, line))
+    }
+
+    fn load(
+        &mut self,
+        session: SessionId,
+        permit: &Permit,
+        object: &ObjectName,
+        programs: &[ProgramName],
+        globals: &[Global],
+    ) -> Result<Done, Failed> {
+        let load = permit.load(object, programs, globals)?;
+        let budget = self.budget();
+        let file = match self.inventory.objects.get(object) {
+            Some(Ok(file)) => file.as_fd(),
+            Some(Err(refusal)) => return Err(refusal.clone().into()),
+            None => return Err(Refusal::denied("no such object").into()),
+        };
+        let loaded = loading::load(&mut self.loader, &load, file, budget, self.inventory.cpus)?;
+        let kind = |name: &ProgramName| {
+            load.programs().find(|rule| rule.program == *name).map(|rule| rule.hook.kind())
+        };
+        let programs: Vec<Program> = loaded
+            .programs
+            .into_iter()
+            .filter_map(|(name, fd)| {
+                let info = ProgramInfo { hook: kind(&name)?, fd: load.program_fd(&name), name };
+                Some(Program { info, fd })
+            })
+            .collect();
+        let mut maps: Vec<Map> =
+            loaded.maps.into_iter().map(|(name, fd, details)| Map::new(name, fd, details)).collect();
+        let (mut infos, mut lent) = (Vec::new(), Vec::new());
+        for (place, map) in maps.iter_mut().enumerate() {
+            // A client that may not have a map is not told of it.
+            let Ok(access) = permit.map(object, &map.name).map(|permit| permit.access()) else { continue };
+            map.prepare(access)?;
+            if access.hands_over() {
+                lent.push(place);
+            }
+            infos.push(map.info(access));
+        }
+        let program_infos: Vec<ProgramInfo> = programs.iter().map(|program| program.info.clone()).collect();
+        let instance = self.add_instance(session, object.clone(), programs, maps, loaded.map_bytes);
+        let with_fd = program_infos.iter().enumerate().filter(|(_, info)| info.fd);
+        let mut fds: Vec<Lend> = with_fd.map(|(place, _)| Lend::Program(instance, place)).collect();
+        fds.extend(lent.into_iter().map(|place| Lend::Map(instance, place)));
+        let outcome = Outcome::Loaded { instance, programs: program_infos, maps: infos };
+        Ok(Done { outcome, line: Some(load.line()), fds })
+    }
+
+    fn attach(
+        &mut self,
+        session: SessionId,
+        permit: &Permit,
+        id: InstanceId,
+        program: &ProgramName,
+        hook: Option<Kind>,
+        target: &Target,
+    ) -> Result<Done, Refusal> {
+        let object = self.own_instance(session, id)?.object.clone();
+        let permit = permit.attach(&object, program, hook, target)?;
+        if self.links() >= self.policy.limits.links as usize {
+            let limit = self.policy.limits.links;
+            return Err(Refusal::new(
+                Class::Quota,
+                format!("the policy allows {limit} attachments at a time"),
+            ));
+        }
+        let instance = self.instance(id)?;
+        if let Some(link) = instance.link_to(program, permit.rule().hook.kind(), permit.target()) {
+            let why =
+                format!("program {program} is attached to {} already, as link {}", permit.target(), link.0);
+            return Err(Refusal::new(Class::Invalid, why));
+        }
+        let Some(place) = instance.programs.iter().position(|p| p.info.name == *program) else {
+            return Err(Refusal::new(
+                Class::Invalid,
+                format!("program {program} was not loaded with this instance"),
+            ));
+        };
+        let program = self.instances[&id].programs[place].fd.as_fd();
+        let attached = attach::attach(&mut self.inventory, &mut self.loader, &permit, program)?;
+        let link = self.add_link(id, &permit, attached);
+        let fd = permit.rule().link_fd;
+        let fds = if fd { vec![Lend::NewestLink(id)] } else { Vec::new() };
+        let outcome = Outcome::Attached { link, target: permit.target().clone(), fd };
+        Ok(Done { outcome, line: Some(permit.rule().line), fds })
+    }
+
+    fn detach(&mut self, session: SessionId, permit: &Permit, link: LinkId) -> Result<Done, Refusal> {
+        let right = permit.right(Right::Attach)?;
+        self.remove_link(session, link)?;
+        Ok(Done::plain(Outcome::Done, right.line()))
+    }
+
+    fn unload(&mut self, session: SessionId, permit: &Permit, id: InstanceId) -> Result<Done, Refusal> {
+        let right = permit.right(Right::Load)?;
+        self.own_instance(session, id)?;
+        self.remove_instance(id);
+        Ok(Done::plain(Outcome::Done, right.line()))
+    }
+
+    fn map(&mut self, permit: &Permit, id: InstanceId, name: &MapName) -> Result<Done, Refusal> {
+        let permit = permit.map(&self.instance(id)?.object, name)?;
+        let place = self.find_map(id, name)?;
+        let access = permit.access();
+        let Some(map) = self.instances.get_mut(&id).and_then(|instance| instance.maps.get_mut(place)) else {
+            return Err(Refusal::denied("no such map"));
+        };
+        map.prepare(access)?;
+        let info = map.info(access);
+        let fds = if info.fd { vec![Lend::Map(id, place)] } else { Vec::new() };
+        Ok(Done { outcome: Outcome::Map(info), line: Some(permit.line()), fds })
+    }
+
+    fn read_map(
+        &mut self,
+        permit: &Permit,
+        id: InstanceId,
+        name: &MapName,
+        cursor: &Bytes,
+        limit: u16,
+    ) -> Result<Done, Refusal> {
+        let permit = permit.map(&self.instance(id)?.object, name)?;
+        let place = self.find_map(id, name)?;
+        let outcome = self.instance(id)?.maps[place].read(cursor, limit)?;
+        Ok(Done::plain(outcome, permit.line()))
+    }
+
+    fn find_map(&self, id: InstanceId, name: &MapName) -> Result<usize, Refusal> {
+        let place = self.instance(id)?.maps.iter().position(|map| map.name == *name);
+        place.ok_or_else(|| Refusal::denied(format!("the object has no map {name}")))
+    }
+
+    fn list_for(&self, session: SessionId, permit: &Permit) -> Done {
+        let access =
+            |object: &ObjectName, map: &MapName| permit.map(object, map).map_or(Access::None, |p| p.access());
+        Done::plain(Outcome::Instances(self.list(session, access)), permit.line())
+    }
+}

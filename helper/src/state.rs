@@ -1,0 +1,260 @@
+//! What this helper owns: sessions, instances, their programs, maps and links. Descriptors are released by dropping
+//! what holds them; there is no other clean-up.
+
+use crate::attach::Attached;
+use crate::inventory::Inventory;
+use crate::loader::Loader;
+use crate::loading::Budget;
+use crate::maps::Map;
+use bpfgate_protocol::authorize::{AttachPermit, Permit};
+use bpfgate_protocol::hooks::Kind;
+use bpfgate_protocol::messages::helper::{InstanceInfo, LinkInfo, ProgramInfo, Target};
+use bpfgate_protocol::messages::{InstanceId, LinkId, SessionId};
+use bpfgate_protocol::names::{MapName, ObjectName, ProgramName};
+use bpfgate_protocol::policy::{Access, Keep, Policy};
+use bpfgate_protocol::refusal::{Class, Refusal};
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+pub(crate) struct State {
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) inventory: Inventory,
+    pub(crate) loader: Loader,
+    pub(crate) sessions: BTreeMap<SessionId, Session>,
+    pub(crate) instances: BTreeMap<InstanceId, Instance>,
+    /// Numbers are given once: a number of something that is gone never means something else.
+    last_instance: u64,
+    last_link: u64,
+    last_session: u64,
+}
+
+pub(crate) struct Session {
+    pub(crate) permit: Permit,
+    /// The client's end tells when it is gone. Nothing is ever read from it or written to it here.
+    pub(crate) socket: OwnedFd,
+}
+
+pub(crate) struct Instance {
+    pub(crate) object: ObjectName,
+    /// None: it lives until it is unloaded.
+    owner: Option<SessionId>,
+    pub(crate) programs: Vec<Program>,
+    pub(crate) maps: Vec<Map>,
+    map_bytes: u64,
+    pub(crate) links: Vec<Link>,
+}
+
+pub(crate) struct Program {
+    pub(crate) info: ProgramInfo,
+    pub(crate) fd: OwnedFd,
+}
+
+pub(crate) struct Link {
+    pub(crate) info: LinkInfo,
+    attached: Attached,
+    /// A client holds the link too.
+    shared: bool,
+}
+
+impl Link {
+    pub(crate) fn fd(&self) -> &OwnedFd {
+        &self.attached.link
+    }
+}
+
+impl State {
+    pub(crate) fn new(policy: Arc<Policy>, inventory: Inventory, loader: Loader) -> Self {
+        Self {
+            policy,
+            inventory,
+            loader,
+            sessions: BTreeMap::new(),
+            instances: BTreeMap::new(),
+            last_instance: 0,
+            last_link: 0,
+            last_session: 0,
+        }
+    }
+
+    /// A number for a session that was not used before; the broker counts up.
+    pub(crate) fn is_new(&mut self, id: SessionId) -> bool {
+        let new = id.0 > self.last_session;
+        self.last_session = self.last_session.max(id.0);
+        new
+    }
+
+    /// Whether the number was in use once.
+    pub(crate) fn was_known(&self, id: SessionId) -> bool {
+        id.0 <= self.last_session
+    }
+
+    /// What the app may still have under its limits.
+    pub(crate) fn budget(&self) -> Budget {
+        let limits = self.policy.limits;
+        let all = || self.instances.values();
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Budget {
+            programs: limits.programs.saturating_sub(count(all().map(|i| i.programs.len()).sum())),
+            maps: limits.maps.saturating_sub(count(all().map(|i| i.maps.len()).sum())),
+            map_bytes: limits.map_memory.saturating_sub(all().map(|i| i.map_bytes).sum()),
+        }
+    }
+
+    pub(crate) fn links(&self) -> usize {
+        self.instances.values().map(|instance| instance.links.len()).sum()
+    }
+
+    pub(crate) fn add_instance(
+        &mut self,
+        session: SessionId,
+        object: ObjectName,
+        programs: Vec<Program>,
+        maps: Vec<Map>,
+        map_bytes: u64,
+    ) -> InstanceId {
+        self.last_instance += 1;
+        let id = InstanceId(self.last_instance);
+        let owner = match self.policy.keep {
+            Keep::Session => Some(session),
+            Keep::App => None,
+        };
+        self.instances.insert(id, Instance { object, owner, programs, maps, map_bytes, links: Vec::new() });
+        id
+    }
+
+    /// An instance that any session of the app may look at.
+    pub(crate) fn instance(&self, id: InstanceId) -> Result<&Instance, Refusal> {
+        self.instances.get(&id).ok_or_else(|| self.absent_instance(id))
+    }
+
+    fn absent_instance(&self, id: InstanceId) -> Refusal {
+        if (1..=self.last_instance).contains(&id.0) {
+            Refusal::new(Class::Gone, format!("instance {} was unloaded, or its session has ended", id.0))
+        } else {
+            Refusal::denied(format!("there was never an instance {}", id.0))
+        }
+    }
+
+    /// An instance that this session may change: its own, or one that belongs to the whole app.
+    pub(crate) fn own_instance(
+        &mut self,
+        session: SessionId,
+        id: InstanceId,
+    ) -> Result<&mut Instance, Refusal> {
+        let absent = self.absent_instance(id);
+        let instance = self.instances.get_mut(&id).ok_or(absent)?;
+        if instance.owner.is_none_or(|owner| owner == session) {
+            Ok(instance)
+        } else {
+            Err(Refusal::denied(format!("instance {} belongs to another session", id.0)))
+        }
+    }
+
+    pub(crate) fn add_link(
+        &mut self,
+        instance: InstanceId,
+        permit: &AttachPermit,
+        attached: Attached,
+    ) -> LinkId {
+        self.last_link += 1;
+        let id = LinkId(self.last_link);
+        let rule = permit.rule();
+        let info = LinkInfo {
+            id,
+            program: rule.program.clone(),
+            hook: rule.hook.kind(),
+            target: permit.target().clone(),
+        };
+        if let Some(instance) = self.instances.get_mut(&instance) {
+            instance.links.push(Link { info, attached, shared: rule.link_fd });
+        }
+        id
+    }
+
+    /// Takes a link down and gives it back, if the session may.
+    pub(crate) fn remove_link(&mut self, session: SessionId, id: LinkId) -> Result<(), Refusal> {
+        let found = self.instances.iter().find_map(|(instance, entry)| {
+            entry.links.iter().position(|link| link.info.id == id).map(|place| (*instance, place))
+        });
+        let Some((instance, place)) = found else {
+            return Err(if (1..=self.last_link).contains(&id.0) {
+                Refusal::new(Class::Gone, format!("link {} is detached already", id.0))
+            } else {
+                Refusal::denied(format!("there was never a link {}", id.0))
+            });
+        };
+        let link = self.own_instance(session, instance)?.links.remove(place);
+        self.release(link);
+        Ok(())
+    }
+
+    pub(crate) fn remove_instance(&mut self, id: InstanceId) {
+        if let Some(instance) = self.instances.remove(&id) {
+            for link in instance.links {
+                self.release(link);
+            }
+        }
+    }
+
+    /// Ends a session and what lives as long as it.
+    pub(crate) fn remove_session(&mut self, session: SessionId) {
+        self.sessions.remove(&session);
+        let own: Vec<_> =
+            self.instances.iter().filter(|(_, i)| i.owner == Some(session)).map(|(id, _)| *id).collect();
+        for id in own {
+            self.remove_instance(id);
+        }
+    }
+
+    fn release(&mut self, link: Link) {
+        let Link { info, attached: Attached { link, event }, shared } = link;
+        if shared {
+            // A client may hold it too. Links of tracing programs do not know this command: those end with the
+            // last descriptor, as the policy reference says of link_fd.
+            let _ = crate::bpf::link_detach(std::os::fd::AsFd::as_fd(&link));
+        }
+        drop(link);
+        if let (Target::Event(name), Some(event), false) = (info.target, event, shared)
+            && let Some(Ok(events)) = self.inventory.tracepoints.get_mut(&name)
+        {
+            events.push(event);
+        }
+    }
+
+    pub(crate) fn list(
+        &self,
+        session: SessionId,
+        access: impl Fn(&ObjectName, &MapName) -> Access,
+    ) -> Vec<InstanceInfo> {
+        let info = |(id, instance): (&InstanceId, &Instance)| {
+            // A listing carries no descriptors.
+            let maps = instance.maps.iter().filter_map(|map| match access(&instance.object, &map.name) {
+                Access::None => None,
+                access => Some(bpfgate_protocol::messages::helper::MapInfo { fd: false, ..map.info(access) }),
+            });
+            let programs =
+                instance.programs.iter().map(|program| ProgramInfo { fd: false, ..program.info.clone() });
+            InstanceInfo {
+                id: *id,
+                object: instance.object.clone(),
+                mine: instance.owner == Some(session),
+                programs: programs.collect(),
+                maps: maps.collect(),
+                links: instance.links.iter().map(|link| link.info.clone()).collect(),
+            }
+        };
+        self.instances.iter().map(info).collect()
+    }
+}
+
+impl Instance {
+    /// The live link of this program under this hook to this target, if there is one.
+    pub(crate) fn link_to(&self, program: &ProgramName, hook: Kind, target: &Target) -> Option<LinkId> {
+        let same = |link: &&Link| {
+            let info = &link.info;
+            info.program == *program && info.hook == hook && info.target == *target
+        };
+        self.links.iter().find(same).map(|link| link.info.id)
+    }
+}
