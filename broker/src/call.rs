@@ -1,0 +1,418 @@
+//! From the bytes of a client to a typed request. Whatever is not exactly a call of the interface is refused here.
+
+use bpfgate_protocol::hooks::Kind;
+use bpfgate_protocol::messages::helper::{Global, Target, ToHelper};
+use bpfgate_protocol::messages::{Bytes, InstanceId, LinkId, SessionId};
+use bpfgate_protocol::names::{AppName, GlobalName, NameError};
+use bpfgate_protocol::refusal::{Class, Refusal, printable};
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Value, value::RawValue};
+use std::fmt;
+
+/// A Varlink call.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Frame {
+    pub(crate) method: String,
+    #[serde(default)]
+    parameters: Option<Box<RawValue>>,
+    #[serde(default)]
+    pub(crate) oneway: bool,
+    #[serde(default)]
+    #[allow(dead_code)] // a call that wants more replies gets one
+    more: bool,
+    #[serde(default)]
+    upgrade: bool,
+}
+
+/// What is asked.
+pub(crate) enum Call {
+    /// `org.varlink.service.GetInfo`
+    Info,
+    /// `org.varlink.service.GetInterfaceDescription`
+    Description { interface: String },
+    /// `io.bpfgate.Open`. A text that cannot be the name of an app is the name of none.
+    Open { app: Option<AppName>, text: String },
+    /// Everything that needs a session.
+    Verb(ToHelper),
+}
+
+/// Why a call is not understood.
+pub(crate) enum Misunderstood {
+    /// An error of `io.bpfgate`.
+    Refusal(Refusal),
+    /// An error of `org.varlink.service`: its name and its parameters.
+    Standard(&'static str, Value),
+}
+
+impl From<Refusal> for Misunderstood {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refusal(refusal)
+    }
+}
+
+fn invalid(why: impl fmt::Display) -> Refusal {
+    Refusal::new(Class::Invalid, printable(&why.to_string(), 300))
+}
+
+impl Frame {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
+        let frame: Self =
+            serde_json::from_slice(bytes).map_err(|e| invalid(format!("this is no Varlink call: {e}")))?;
+        if frame.upgrade {
+            return Err(invalid("no method upgrades the connection"));
+        }
+        Ok(frame)
+    }
+
+    /// The interface and the method of `method`.
+    pub(crate) fn split(&self) -> (&str, &str) {
+        self.method.rsplit_once('.').unwrap_or(("", &self.method))
+    }
+
+    fn parameters<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
+        let text = self.parameters.as_ref().map_or("{}", |raw| raw.get());
+        serde_json::from_str(text).map_err(|e| invalid(format!("the parameters of {}: {e}", self.split().1)))
+    }
+
+    /// The call, for the session with this number.
+    pub(crate) fn call(&self, session: SessionId) -> Result<Call, Misunderstood> {
+        match self.split() {
+            ("org.varlink.service", "GetInfo") => {
+                let Empty {} = self.parameters()?;
+                Ok(Call::Info)
+            }
+            ("org.varlink.service", "GetInterfaceDescription") => {
+                let Description { interface } = self.parameters()?;
+                Ok(Call::Description { interface })
+            }
+            ("io.bpfgate", "Open") => {
+                let Open { app } = self.parameters()?;
+                Ok(Call::Open { app: app.parse().ok(), text: app })
+            }
+            ("io.bpfgate", _) => self.verb(session).map(Call::Verb),
+            ("org.varlink.service", _) => Err(Misunderstood::Standard(
+                "org.varlink.service.MethodNotFound",
+                serde_json::json!({"method": printable(&self.method, 100)}),
+            )),
+            (interface, _) => {
+                let interface = printable(interface, 100);
+                Err(Misunderstood::Standard(
+                    "org.varlink.service.InterfaceNotFound",
+                    serde_json::json!({"interface": interface}),
+                ))
+            }
+        }
+    }
+
+    fn verb(&self, session: SessionId) -> Result<ToHelper, Misunderstood> {
+        Ok(match self.split().1 {
+            "Load" => {
+                let p: Load = self.parameters()?;
+                let programs = p.programs.unwrap_or_default();
+                let programs =
+                    programs.into_iter().map(|name| named("program", name)).collect::<Result<_, _>>()?;
+                ToHelper::Load {
+                    session,
+                    object: named("object", p.object)?,
+                    programs,
+                    globals: p.globals.unwrap_or_default().0,
+                }
+            }
+            "Attach" => {
+                let p: Attach = self.parameters()?;
+                let hook = match p.hook {
+                    None => None,
+                    Some(key) => {
+                        Some(Kind::from_key(&key).ok_or_else(|| invalid("hook: there is no such hook"))?)
+                    }
+                };
+                let target = p.target.map_or(Ok(Target::Only), WireTarget::target)?;
+                ToHelper::Attach {
+                    session,
+                    instance: InstanceId(p.instance),
+                    program: named("program", p.program)?,
+                    hook,
+                    target,
+                }
+            }
+            "Detach" => ToHelper::Detach { session, link: LinkId(self.parameters::<Detach>()?.link) },
+            "Unload" => {
+                ToHelper::Unload { session, instance: InstanceId(self.parameters::<Unload>()?.instance) }
+            }
+            "Map" => {
+                let p: Map = self.parameters()?;
+                ToHelper::Map { session, instance: InstanceId(p.instance), map: named("name", p.name)? }
+            }
+            "ReadMap" => {
+                let p: ReadMap = self.parameters()?;
+                let limit = p.limit.unwrap_or(256);
+                if !(1..=256).contains(&limit) {
+                    return Err(invalid("limit is 1 to 256").into());
+                }
+                let cursor = Bytes(p.cursor.as_deref().map_or(Ok(Vec::new()), from_hex)?);
+                ToHelper::ReadMap {
+                    session,
+                    instance: InstanceId(p.instance),
+                    map: named("name", p.name)?,
+                    cursor,
+                    limit,
+                }
+            }
+            "List" => {
+                let Empty {} = self.parameters()?;
+                ToHelper::List { session }
+            }
+            _ => {
+                let method = printable(&self.method, 100);
+                return Err(Misunderstood::Standard(
+                    "org.varlink.service.MethodNotFound",
+                    serde_json::json!({"method": method}),
+                ));
+            }
+        })
+    }
+}
+
+/// The verb and what it is about, for the audit record.
+pub(crate) fn subject(request: &ToHelper) -> String {
+    match request {
+        ToHelper::Load { object, programs, .. } => {
+            let names: Vec<&str> =
+                programs.iter().map(bpfgate_protocol::names::ProgramName::as_str).collect();
+            format!("{object} {}", names.join(" ")).trim_end().to_owned()
+        }
+        ToHelper::Attach { instance, program, target, .. } => format!("{}/{program} to {target}", instance.0),
+        ToHelper::Detach { link, .. } => format!("link {}", link.0),
+        ToHelper::Unload { instance, .. } => format!("instance {}", instance.0),
+        ToHelper::Map { instance, map, .. } | ToHelper::ReadMap { instance, map, .. } => {
+            format!("{}/{map}", instance.0)
+        }
+        ToHelper::List { .. } | ToHelper::Open { .. } | ToHelper::Close { .. } => String::new(),
+    }
+}
+
+fn named<T: TryFrom<String, Error = NameError>>(field: &str, text: String) -> Result<T, Refusal> {
+    T::try_from(text).map_err(|error| invalid(format!("{field}: {error}")))
+}
+
+fn from_hex(text: &str) -> Result<Vec<u8>, Refusal> {
+    let digits = text.as_bytes();
+    let fine = digits.len().is_multiple_of(2) && digits.iter().all(u8::is_ascii_hexdigit);
+    if !fine {
+        return Err(invalid("cursor: not what ReadMap gave"));
+    }
+    let byte = |pair: &[u8]| {
+        let digit = |d: u8| char::from(d).to_digit(16).unwrap_or(0);
+        u8::try_from(digit(pair[0]) * 16 + digit(pair[1])).unwrap_or(0)
+    };
+    Ok(digits.chunks(2).map(byte).collect())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Empty {}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Description {
+    interface: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Open {
+    app: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Load {
+    object: String,
+    programs: Option<Vec<String>>,
+    globals: Option<Globals>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Attach {
+    instance: u64,
+    program: String,
+    target: Option<WireTarget>,
+    hook: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WireTarget {
+    interface: Option<String>,
+    cgroup: Option<String>,
+    event: Option<String>,
+    binary: Option<String>,
+    symbol: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Detach {
+    link: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Unload {
+    instance: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Map {
+    instance: u64,
+    name: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReadMap {
+    instance: u64,
+    name: String,
+    cursor: Option<String>,
+    limit: Option<u16>,
+}
+
+impl WireTarget {
+    fn target(self) -> Result<Target, Refusal> {
+        match (self.interface, self.cgroup, self.event, self.binary, self.symbol) {
+            (None, None, None, None, None) => Ok(Target::Only),
+            (Some(name), None, None, None, None) => Ok(Target::Interface(named("interface", name)?)),
+            (None, Some(path), None, None, None) => Ok(Target::Cgroup(named("cgroup", path)?)),
+            (None, None, Some(event), None, None) => Ok(Target::Event(named("event", event)?)),
+            (None, None, None, Some(binary), Some(symbol)) => {
+                Ok(Target::Symbol { binary: named("binary", binary)?, symbol: named("symbol", symbol)? })
+            }
+            _ => Err(invalid("target: set interface, or cgroup, or event, or binary and symbol")),
+        }
+    }
+}
+
+/// Values of globals. A name that stands there twice stays there twice, for the check to refuse: a plain map would
+/// silently take the last one.
+#[derive(Default)]
+struct Globals(Vec<Global>);
+
+impl<'de> Deserialize<'de> for Globals {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Globals;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of integers")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Globals, A::Error> {
+                let mut all = Vec::new();
+                while let Some((name, value)) = map.next_entry::<GlobalName, i128>()? {
+                    all.push(Global { name, value });
+                }
+                Ok(Globals(all))
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(text: &str) -> Result<Call, String> {
+        let frame = Frame::parse(text.as_bytes()).map_err(|r| r.why)?;
+        frame.call(SessionId(1)).map_err(|m| match m {
+            Misunderstood::Refusal(refusal) => format!("{}: {}", refusal.class.name(), refusal.why),
+            Misunderstood::Standard(name, parameters) => format!("{name} {parameters}"),
+        })
+    }
+
+    fn verb(text: &str) -> ToHelper {
+        match call(text) {
+            Ok(Call::Verb(verb)) => verb,
+            Ok(_) => panic!("another call"),
+            Err(why) => panic!("{why}"),
+        }
+    }
+
+    #[test]
+    fn calls_become_requests() {
+        let load = verb(
+            r#"{"method":"io.bpfgate.Load","parameters":{"object":"o","globals":{"a":-1,"b":18446744073709551615}}}"#,
+        );
+        let ToHelper::Load { globals, .. } = load else { panic!() };
+        assert_eq!(globals.iter().map(|g| g.value).collect::<Vec<_>>(), [-1, i128::from(u64::MAX)]);
+        let attach = verb(
+            r#"{"method":"io.bpfgate.Attach","parameters":{"instance":3,"program":"p","target":{"interface":"eth0"}}}"#,
+        );
+        assert!(matches!(
+            attach,
+            ToHelper::Attach { target: Target::Interface(_), instance: InstanceId(3), .. }
+        ));
+        let read =
+            verb(r#"{"method":"io.bpfgate.ReadMap","parameters":{"instance":3,"name":"m","cursor":"00fF"}}"#);
+        assert!(
+            matches!(read, ToHelper::ReadMap { cursor: Bytes(ref c), limit: 256, .. } if c[..] == [0, 255])
+        );
+        assert!(matches!(call(r#"{"method":"org.varlink.service.GetInfo"}"#), Ok(Call::Info)));
+        assert!(matches!(
+            call(r#"{"method":"io.bpfgate.Open","parameters":{"app":"../x"}}"#),
+            Ok(Call::Open { app: None, .. })
+        ));
+    }
+
+    #[test]
+    fn what_is_not_exactly_a_call_is_refused() {
+        for (text, expected) in [
+            ("", "this is no Varlink call"),
+            ("[1]", "this is no Varlink call"),
+            ("{\"method\":\"io.bpfgate.List\",\"extra\":1}", "this is no Varlink call"),
+            ("{\"method\":\"io.bpfgate.List\",\"method\":\"io.bpfgate.List\"}", "this is no Varlink call"),
+            ("{\"method\":\"io.bpfgate.List\",\"upgrade\":true}", "no method upgrades"),
+            ("{\"method\":\"io.bpfgate.List\",\"parameters\":{\"x\":1}}", "Invalid: the parameters of List"),
+            ("{\"method\":\"io.bpfgate.Nope\"}", "org.varlink.service.MethodNotFound"),
+            ("{\"method\":\"io.other.Nope\"}", "org.varlink.service.InterfaceNotFound"),
+            ("{\"method\":\"List\"}", "org.varlink.service.InterfaceNotFound"),
+            (
+                "{\"method\":\"io.bpfgate.Load\",\"parameters\":{\"object\":\"../o\"}}",
+                "Invalid: object: an object name",
+            ),
+            (
+                "{\"method\":\"io.bpfgate.Detach\",\"parameters\":{\"link\":-1}}",
+                "Invalid: the parameters of Detach",
+            ),
+            (
+                "{\"method\":\"io.bpfgate.Detach\",\"parameters\":{\"link\":1.5}}",
+                "Invalid: the parameters of Detach",
+            ),
+            (
+                "{\"method\":\"io.bpfgate.ReadMap\",\"parameters\":{\"instance\":1,\"name\":\"m\",\"limit\":0}}",
+                "Invalid: limit",
+            ),
+            (
+                "{\"method\":\"io.bpfgate.ReadMap\",\"parameters\":{\"instance\":1,\"name\":\"m\",\"cursor\":\"é0\"}}",
+                "Invalid: cursor",
+            ),
+            (
+                "{\"method\":\"io.bpfgate.Attach\",\"parameters\":{\"instance\":1,\"program\":\"p\",\"target\":{\"interface\":\"a\",\"event\":\"b\"}}}",
+                "Invalid: target",
+            ),
+        ] {
+            let got = call(text).err().unwrap_or_default();
+            assert!(got.starts_with(expected), "{text}: {got}");
+        }
+    }
+
+    #[test]
+    fn a_global_that_is_set_twice_reaches_the_check_twice() {
+        let load =
+            verb(r#"{"method":"io.bpfgate.Load","parameters":{"object":"o","globals":{"a":1,"a":2}}}"#);
+        assert!(matches!(load, ToHelper::Load { globals, .. } if globals.len() == 2));
+    }
+}

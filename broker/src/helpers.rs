@@ -1,0 +1,320 @@
+//! The helpers that run, and how one is reached: ask the spawner, wait until it is ready and says what the policy
+//! demands, then pass requests and match answers, oldest first.
+
+use bpfgate_lockdown::capabilities::mask;
+use bpfgate_protocol::INNER_VERSION;
+use bpfgate_protocol::channel::{Channel, ChannelError};
+use bpfgate_protocol::messages::helper::{FromHelper, Outcome, Sandbox, ToHelper};
+use bpfgate_protocol::messages::spawner::{FromSpawner, ToSpawner};
+use bpfgate_protocol::names::{AppName, ObjectName};
+use bpfgate_protocol::policy::{Keep, Policy, PolicyError, Sandboxing, capabilities, file};
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// From the request to a helper that is locked down and serves.
+const START: Duration = Duration::from_secs(10);
+/// A load may wait for the verifier; every other request is quick.
+const ANSWER: Duration = Duration::from_secs(60);
+/// A helper that nobody uses ends, so that the next one reads the policy and its objects anew.
+const IDLE: Duration = Duration::from_secs(30);
+/// After a helper that did not start: 100 ms, doubled each time, at most this.
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// Objects of instances that are remembered for the early check.
+const MAX_INSTANCES: usize = 4096;
+
+/// What the broker must know to make a reply of an answer. `tag` is the server's.
+pub(crate) struct Request<T> {
+    pub(crate) message: ToHelper,
+    pub(crate) tag: T,
+}
+
+/// The helper of one app.
+pub(crate) struct Helper<T> {
+    pub(crate) app: AppName,
+    /// The policy that it serves; the one that was read last, until it is ready.
+    pub(crate) policy: Arc<Policy>,
+    channel: Option<Channel>,
+    ready: bool,
+    queue: VecDeque<Request<T>>,
+    waiting: VecDeque<Request<T>>,
+    /// Objects by instance, as far as they are remembered.
+    objects: BTreeMap<u64, ObjectName>,
+    pub(crate) sessions: u32,
+    deadline: Option<Instant>,
+}
+
+/// What a helper has to say.
+pub(crate) enum Said<T> {
+    /// It is ready; the policy may be another one than was read before.
+    Ready,
+    Answer {
+        request: Request<T>,
+        outcome: Outcome,
+        line: Option<u32>,
+        fds: Vec<OwnedFd>,
+    },
+    /// It is gone or cannot be used: why, for the log.
+    Lost(String),
+    Nothing,
+}
+
+impl<T> Helper<T> {
+    pub(crate) fn new(app: AppName, policy: Arc<Policy>, now: Instant) -> Self {
+        Self {
+            app,
+            policy,
+            channel: None,
+            ready: false,
+            queue: VecDeque::new(),
+            waiting: VecDeque::new(),
+            objects: BTreeMap::new(),
+            sessions: 0,
+            deadline: Some(now + START),
+        }
+    }
+
+    pub(crate) fn connect(&mut self, channel: Channel) -> std::io::Result<()> {
+        channel.set_nonblocking()?;
+        self.channel = Some(channel);
+        Ok(())
+    }
+
+    pub(crate) fn channel(&self) -> Option<BorrowedFd<'_>> {
+        self.channel.as_ref().map(AsFd::as_fd)
+    }
+
+    pub(crate) fn push(&mut self, request: Request<T>) {
+        self.queue.push_back(request);
+    }
+
+    /// Sends what waits, as far as it can be sent. `socket` gives the client's socket for an `Open`: requests of
+    /// clients that are gone were cancelled.
+    pub(crate) fn flush<'a>(
+        &mut self,
+        now: Instant,
+        socket: impl Fn(&T) -> Option<BorrowedFd<'a>>,
+    ) -> Result<(), String> {
+        let Some(channel) = self.channel.as_ref().filter(|_| self.ready) else { return Ok(()) };
+        while let Some(request) = self.queue.front() {
+            let fd = match request.message {
+                ToHelper::Open { .. } => match socket(&request.tag) {
+                    Some(fd) => Some(fd),
+                    None => return Err("a session without a client".into()),
+                },
+                _ => None,
+            };
+            match channel.send(&request.message, fd.as_slice()) {
+                Ok(()) => self.waiting.extend(self.queue.pop_front()),
+                // It is busy with a load; its next answer says that there is room again.
+                Err(ChannelError::NotNow) => break,
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        if self.deadline.is_none() || self.waiting.len() == 1 {
+            self.rearm(now);
+        }
+        Ok(())
+    }
+
+    /// Takes back what was not sent yet; gives whether an `Open` was among it: then the helper knows of no session.
+    pub(crate) fn cancel(&mut self, is: impl Fn(&T) -> bool) -> bool {
+        let mut opened = false;
+        self.queue.retain(|request| {
+            let cancelled = is(&request.tag);
+            opened |= cancelled && matches!(request.message, ToHelper::Open { .. });
+            !cancelled
+        });
+        opened
+    }
+
+    /// When it is late, if it is waited for, or idle for long enough.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    pub(crate) fn was_ready(&self) -> bool {
+        self.ready
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.ready && self.queue.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Sets the deadline anew after something happened.
+    pub(crate) fn rearm(&mut self, now: Instant) {
+        self.deadline = if !self.ready {
+            self.deadline
+        } else if !self.waiting.is_empty() {
+            Some(now + ANSWER)
+        } else if self.sessions == 0 && self.policy.keep == Keep::Session {
+            Some(now + IDLE)
+        } else {
+            None
+        };
+    }
+
+    /// All requests that will have no answer.
+    pub(crate) fn into_requests(self) -> impl Iterator<Item = Request<T>> {
+        self.waiting.into_iter().chain(self.queue)
+    }
+
+    pub(crate) fn remember(&mut self, instance: u64, object: ObjectName) {
+        if self.objects.len() >= MAX_INSTANCES {
+            self.objects.pop_first();
+        }
+        self.objects.insert(instance, object);
+    }
+
+    pub(crate) fn object(&self, instance: u64) -> Option<&ObjectName> {
+        self.objects.get(&instance)
+    }
+
+    /// One message.
+    pub(crate) fn receive(&mut self, now: Instant, directories: &[PathBuf]) -> Said<T> {
+        let Some(channel) = &mut self.channel else { return Said::Nothing };
+        let said = match channel.recv::<FromHelper>() {
+            Err(ChannelError::NotNow) => return Said::Nothing,
+            Err(error) => Said::Lost(error.to_string()),
+            Ok((FromHelper::Ready { version, policy, sandbox }, _)) if !self.ready => {
+                match self.accept(version, policy, &sandbox, directories) {
+                    Ok(()) => {
+                        self.ready = true;
+                        Said::Ready
+                    }
+                    Err(why) => Said::Lost(why),
+                }
+            }
+            Ok((FromHelper::Ready { .. }, _)) => Said::Lost("it said twice that it is ready".into()),
+            Ok((FromHelper::Answer { outcome, line }, fds)) => match self.waiting.pop_front() {
+                Some(request) => Said::Answer { request, outcome, line, fds },
+                None => Said::Lost("it answered what nobody asked".into()),
+            },
+        };
+        self.rearm(now);
+        said
+    }
+
+    /// Whether a helper is what its policy demands. It may have read a newer policy than we did.
+    fn accept(
+        &mut self,
+        version: u32,
+        digest: [u8; 32],
+        sandbox: &Sandbox,
+        directories: &[PathBuf],
+    ) -> Result<(), String> {
+        if version != INNER_VERSION {
+            return Err(format!("it speaks version {version}, not {INNER_VERSION}"));
+        }
+        if digest != self.policy.digest {
+            match file::read(directories, &self.app) {
+                Ok(Some(policy)) if policy.digest == digest => self.policy = Arc::new(policy),
+                _ => return Err("it serves another policy than the one in force".into()),
+            }
+        }
+        let needed: Vec<_> = capabilities(&self.policy).iter().map(|need| need.capability).collect();
+        if sandbox.capabilities != mask(&needed) {
+            return Err(format!(
+                "it has capabilities {:x} where its policy needs {:x}",
+                sandbox.capabilities,
+                mask(&needed)
+            ));
+        }
+        let landlock = sandbox.landlock_abi >= 3 || self.policy.require == Sandboxing::Seccomp;
+        if !landlock || sandbox.seccomp_filters < 2 {
+            return Err(format!(
+                "it is confined less than its policy demands: landlock ABI {}, {} seccomp filters; [require] sandbox says how much",
+                sandbox.landlock_abi, sandbox.seccomp_filters
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The way to new helpers.
+pub(crate) struct Starter {
+    spawner: Channel,
+    directories: Vec<PathBuf>,
+    /// The next datagram is the channel of this app's helper.
+    expected: Option<AppName>,
+    /// Apps whose last helper did not start: when to try again, and how long to wait after that.
+    backoff: BTreeMap<AppName, (Instant, Duration)>,
+}
+
+/// What became of a start.
+pub(crate) enum Start {
+    Connected(AppName, Channel),
+    Failed(AppName, String),
+    Nothing,
+    /// The spawner is gone: no new helper, ever.
+    Over,
+}
+
+impl Starter {
+    pub(crate) fn new(spawner: Channel, directories: Vec<PathBuf>) -> std::io::Result<Self> {
+        spawner.set_nonblocking()?;
+        Ok(Self { spawner, directories, expected: None, backoff: BTreeMap::new() })
+    }
+
+    pub(crate) fn directories(&self) -> &[PathBuf] {
+        &self.directories
+    }
+
+    pub(crate) fn spawner(&self) -> BorrowedFd<'_> {
+        self.spawner.as_fd()
+    }
+
+    /// The policy of an app as it is on disk now.
+    pub(crate) fn policy(&self, app: &AppName) -> Result<Option<Arc<Policy>>, PolicyError> {
+        Ok(file::read(&self.directories, app)?.map(Arc::new))
+    }
+
+    /// Asks for a helper; false: not yet, the last one did not start.
+    pub(crate) fn start(&mut self, app: &AppName, now: Instant) -> Result<bool, String> {
+        if self.backoff.get(app).is_some_and(|(until, _)| now < *until) {
+            return Ok(false);
+        }
+        self.spawner
+            .send(&ToSpawner::Spawn { app: app.clone() }, &[])
+            .map_err(|e| format!("the spawner: {e}"))?;
+        Ok(true)
+    }
+
+    pub(crate) fn succeeded(&mut self, app: &AppName) {
+        self.backoff.remove(app);
+    }
+
+    pub(crate) fn failed(&mut self, app: &AppName, now: Instant) {
+        let last = self.backoff.get(app).map_or(Duration::from_millis(50), |(_, wait)| *wait);
+        let wait = (last * 2).min(MAX_BACKOFF);
+        self.backoff.insert(app.clone(), (now + wait, wait));
+    }
+
+    pub(crate) fn receive(&mut self) -> Start {
+        if let Some(app) = &self.expected {
+            let app = app.clone();
+            return match self.spawner.take_over() {
+                Err(ChannelError::NotNow) => Start::Nothing,
+                Err(_) => Start::Over,
+                Ok(fd) => {
+                    self.expected = None;
+                    match Channel::from_fd(fd) {
+                        Ok(channel) => Start::Connected(app, channel),
+                        Err(error) => Start::Failed(app, error.to_string()),
+                    }
+                }
+            };
+        }
+        match self.spawner.recv::<FromSpawner>() {
+            Ok((FromSpawner::Spawned { app }, _)) => {
+                self.expected = Some(app);
+                self.receive()
+            }
+            Ok((FromSpawner::Failed { app, why }, _)) => Start::Failed(app, why),
+            Err(ChannelError::NotNow) => Start::Nothing,
+            Err(_) => Start::Over,
+        }
+    }
+}

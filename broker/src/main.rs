@@ -1,0 +1,91 @@
+//! `bpfgate-broker`: takes requests of apps, checks them against their policies, and passes them to their helpers.
+//!
+//! It parses what strangers send, so it holds nothing: no capability, no file but policies, no kernel object. It keeps
+//! nothing either: who is connected, and which helper runs. `run` below is the start-up, top to bottom.
+//!
+//! Distrusted: clients. Trusted to confine themselves, and checked: helpers.
+#![forbid(unsafe_code)]
+
+mod audit;
+mod call;
+mod connection;
+mod helpers;
+mod reply;
+mod seccomp;
+mod server;
+mod standalone;
+
+use bpfgate_lockdown::{Fatal, Step, capabilities, files, process, syscalls};
+use bpfgate_protocol::policy::file;
+use clap::Parser;
+use std::path::{Path, PathBuf};
+
+/// The broker of bpfgate: hands eBPF maps to apps that hold no capability.
+#[derive(Parser, Debug)]
+#[command(version, about)]
+struct Arguments {
+    /// Start with privilege, without systemd: for development, containers and the demo
+    #[arg(long)]
+    standalone: bool,
+    /// Directory of policy files; earlier ones win [default: /etc/bpfgate/policies, /usr/lib/bpfgate/policies]
+    #[arg(long, value_name = "DIRECTORY")]
+    policies: Vec<PathBuf>,
+    /// The socket for clients
+    #[arg(long, value_name = "PATH", default_value = "/run/bpfgate/io.bpfgate")]
+    socket: PathBuf,
+    /// The helper program [default: bpfgate-helper beside this program]
+    #[arg(long, value_name = "PATH")]
+    helper: Option<PathBuf>,
+    /// The loader program [default: bpfgate-loader beside this program]
+    #[arg(long, value_name = "PATH")]
+    loader: Option<PathBuf>,
+    /// Who to be after the start [default: user bpfgate, or uid 61183 if there is none]
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+    /// Connections of all clients at a time
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    max_connections: u32,
+    /// Connections of one user at a time
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    max_connections_per_user: u32,
+    /// File for audit records, appended to [default: standard error]
+    #[arg(long, value_name = "PATH")]
+    audit: Option<PathBuf>,
+}
+
+fn main() {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    if let Err(fatal) = run(Arguments::parse()) {
+        log::error!("{fatal}");
+        std::process::exit(1);
+    }
+}
+
+fn run(mut arguments: Arguments) -> Result<(), Fatal> {
+    if arguments.policies.is_empty() {
+        arguments.policies = file::DIRECTORIES.iter().map(PathBuf::from).collect();
+    }
+    if !arguments.standalone {
+        return Err(Fatal("say --standalone: the units for systemd are not there yet".into()));
+    }
+    // Descriptors: one for each connection, and a few for helpers, policies and the rest.
+    process::tame(u64::from(arguments.max_connections) + 256)?;
+    let audit = audit::Audit::open(arguments.audit.as_deref())?;
+    let standalone::Started { listener, spawner, uid } = standalone::start(&arguments)?;
+    capabilities::keep_only(&[], Some(uid))?;
+    process::not_dumpable()?;
+    capabilities::assert_none_in_any_thread()?;
+    let below: Vec<&Path> =
+        arguments.policies.iter().map(PathBuf::as_path).filter(|path| path.is_dir()).collect();
+    if below.is_empty() {
+        log::warn!("none of the policy directories is there: every app is refused until a restart");
+    }
+    // Users and groups are read from /etc: a rule for the files themselves would be stale after the next useradd,
+    // which replaces them. What an unprivileged user may read there is no secret.
+    let mut allow: Vec<_> = below.iter().map(|path| files::Allow::Below(path)).collect();
+    allow.push(files::Allow::Below(Path::new("/etc")));
+    let landlock_abi = files::restrict(&allow, files::Demand::Full)?;
+    let filters = syscalls::restrict(&seccomp::rows())?;
+    log::info!("uid {uid}, no capability, landlock ABI {landlock_abi}, {filters} seccomp filters");
+    server::Server::new(&arguments, listener, spawner, audit).step("starting to serve")?.run()
+}

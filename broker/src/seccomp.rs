@@ -1,0 +1,53 @@
+//! The system calls of the broker, each with its reason. No bpf(2), no exec, no fork, no new socket.
+
+use bpfgate_lockdown::row;
+use bpfgate_lockdown::syscalls::{Row, When};
+
+const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
+const TIOCOUTQ: u32 = libc::TIOCOUTQ as u32;
+
+#[rustfmt::skip]
+pub(crate) fn rows() -> Vec<Row> {
+    vec![
+        row!(epoll_wait, SYS_epoll_wait, When::Always, "the loop"),
+        row!(epoll_ctl, SYS_epoll_ctl, When::Always, "the loop"),
+        row!(epoll_create1, SYS_epoll_create1, When::Always, "the loop"),
+        row!(listen, SYS_listen, When::Always, "clients are let in only after the lock-down"),
+        row!(accept4, SYS_accept4, When::Always, "clients"),
+        row!(recvmsg, SYS_recvmsg, When::Always, "requests and answers"),
+        row!(sendmsg, SYS_sendmsg, When::Always, "requests and answers"),
+        row!(shutdown, SYS_shutdown, When::Always, "ends a connection that a helper holds too"),
+        row!(close, SYS_close, When::Always, "descriptors"),
+        row!(getsockopt, SYS_getsockopt, When::Always, "who a client is; the kind of a helper's channel"),
+        row!(setsockopt, SYS_setsockopt, When::OneOf(2, &[libc::SO_SNDTIMEO as u32, libc::SO_RCVTIMEO as u32]), "deadlines"),
+        row!(getsockname, SYS_getsockname, When::Always, "the kind of a helper's channel"),
+        row!(fcntl, SYS_fcntl, When::OneOf(1, &[libc::F_SETFD as u32, libc::F_GETFD as u32, libc::F_SETFL as u32]), "descriptors from the spawner"),
+        row!(ioctl, SYS_ioctl, When::OneOf(1, &[TIOCOUTQ]), "whether a client has read its last descriptors"),
+        row!(openat, SYS_openat, When::Always, "policies and accounts; landlock refuses everything else"),
+        row!(fstat, SYS_fstat, When::Always, "who can write a policy"),
+        row!(newfstatat, SYS_newfstatat, When::Always, "fstat of newer C libraries"),
+        row!(statx, SYS_statx, When::Always, "whether there is a policy"),
+        row!(read, SYS_read, When::Always, "policies and accounts"),
+        row!(lseek, SYS_lseek, When::Always, "the size of a file"),
+        row!(pread64, SYS_pread64, When::Always, "verifier logs"),
+        row!(write, SYS_write, When::Always, "log and audit records"),
+        row!(writev, SYS_writev, When::Always, "log records"),
+        row!(mmap, SYS_mmap, When::Without(2, PROT_EXEC), "memory"),
+        row!(munmap, SYS_munmap, When::Always, "memory"),
+        row!(mremap, SYS_mremap, When::Always, "memory"),
+        row!(mprotect, SYS_mprotect, When::Without(2, PROT_EXEC), "memory"),
+        row!(madvise, SYS_madvise, When::Always, "memory"),
+        row!(brk, SYS_brk, When::Always, "memory"),
+        row!(clock_gettime, SYS_clock_gettime, When::Always, "deadlines, where the vDSO has no clock"),
+        row!(getrandom, SYS_getrandom, When::Always, "request ids, seeds of hash tables"),
+        row!(futex, SYS_futex, When::Always, "locks of the Rust library"),
+        row!(sigaltstack, SYS_sigaltstack, When::Always, "the end of the process"),
+        row!(rt_sigprocmask, SYS_rt_sigprocmask, When::Always, "abort"),
+        row!(rt_sigaction, SYS_rt_sigaction, When::Always, "abort"),
+        row!(rt_sigreturn, SYS_rt_sigreturn, When::Always, "the report of a stack overflow"),
+        row!(getpid, SYS_getpid, When::Always, "abort"),
+        row!(gettid, SYS_gettid, When::Always, "abort"),
+        row!(tgkill, SYS_tgkill, When::Always, "abort"),
+        row!(exit_group, SYS_exit_group, When::Always, "the end of the process"),
+    ]
+}

@@ -1,0 +1,652 @@
+//! The loop: clients on one side, helpers on the other. It waits for nobody.
+
+use crate::Arguments;
+use crate::audit::{Audit, Record};
+use crate::call::{Call, Frame, Misunderstood, subject};
+use crate::connection::{Connection, End, MAX_REQUEST, Next, Session};
+use crate::helpers::{Helper, Request, Said, Start, Starter};
+use crate::reply;
+use bpfgate_lockdown::{Fatal, Step};
+use bpfgate_protocol::authorize::{Permit, authorize};
+use bpfgate_protocol::channel::{Channel, send_stream};
+use bpfgate_protocol::identity::Peer;
+use bpfgate_protocol::messages::SessionId;
+use bpfgate_protocol::messages::helper::{Outcome, ToHelper};
+use bpfgate_protocol::names::AppName;
+use bpfgate_protocol::policy::{Policy, Right};
+use bpfgate_protocol::refusal::{Class, Refusal, printable};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::socket::{Backlog, getsockopt, listen, sockopt};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Names of event sources. Numbers of connections and helpers are given once, so that a late event is never taken for
+/// one of a successor.
+const LISTENER: u64 = 0;
+const SPAWNER: u64 = 1;
+
+/// What a request in the helper's hands is about.
+pub(crate) struct Tag {
+    /// None: no client waits for the answer (`Close`).
+    asker: Option<Asker>,
+    subject: String,
+}
+
+/// A request of a client.
+struct Asker {
+    connection: u64,
+    peer: Peer,
+    request: String,
+    oneway: bool,
+}
+
+pub(crate) struct Server {
+    epoll: Epoll,
+    listener: UnixListener,
+    accepting: bool,
+    starter: Starter,
+    audit: Audit,
+    connections: HashMap<u64, Connection>,
+    deadlines: BTreeSet<(Instant, u64)>,
+    helpers: BTreeMap<u64, Helper<Tag>>,
+    helper_of: BTreeMap<AppName, u64>,
+    per_user: HashMap<u32, u32>,
+    max_connections: usize,
+    max_per_user: u32,
+    last_number: u64,
+    buffer: Vec<u8>,
+}
+
+impl Server {
+    pub(crate) fn new(
+        arguments: &Arguments,
+        listener: OwnedFd,
+        spawner: Channel,
+        audit: Audit,
+    ) -> std::io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let starter = Starter::new(spawner, arguments.policies.clone())?;
+        epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
+        epoll.add(starter.spawner(), EpollEvent::new(EpollFlags::EPOLLIN, SPAWNER))?;
+        listen(&listener, Backlog::MAXCONN)?;
+        Ok(Self {
+            epoll,
+            listener: listener.into(),
+            accepting: true,
+            starter,
+            audit,
+            connections: HashMap::new(),
+            deadlines: BTreeSet::new(),
+            helpers: BTreeMap::new(),
+            helper_of: BTreeMap::new(),
+            per_user: HashMap::new(),
+            max_connections: arguments.max_connections as usize,
+            max_per_user: arguments.max_connections_per_user,
+            last_number: SPAWNER,
+            buffer: vec![0; MAX_REQUEST],
+        })
+    }
+
+    pub(crate) fn run(mut self) -> Result<(), Fatal> {
+        let mut events = vec![EpollEvent::empty(); 256];
+        loop {
+            let count = match self.epoll.wait(&mut events, self.timeout()) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => 0,
+                Err(error) => return Err(Fatal::step("epoll", error)),
+            };
+            for event in &events[..count] {
+                match event.data() {
+                    LISTENER => self.accept(),
+                    SPAWNER => self.started()?,
+                    number if self.helpers.contains_key(&number) => self.helper_says(number)?,
+                    number => self.client_says(number, event.events())?,
+                }
+            }
+            self.look_at_the_clock()?;
+        }
+    }
+
+    fn timeout(&self) -> EpollTimeout {
+        let client = self.deadlines.first().map(|(at, _)| *at);
+        let helper = self.helpers.values().filter_map(Helper::deadline).min();
+        let Some(next) = client.into_iter().chain(helper).min() else { return EpollTimeout::NONE };
+        let wait = next.saturating_duration_since(Instant::now()).as_millis() + 1;
+        EpollTimeout::try_from(i32::try_from(wait).unwrap_or(i32::MAX)).unwrap_or(EpollTimeout::NONE)
+    }
+
+    fn look_at_the_clock(&mut self) -> Result<(), Fatal> {
+        let now = Instant::now();
+        while let Some(&(at, number)) = self.deadlines.first().filter(|(at, _)| *at <= now) {
+            self.deadlines.remove(&(at, number));
+            let Some(connection) = self.connections.get_mut(&number) else { continue };
+            connection.armed = None;
+            match connection.deadline(now) {
+                Some((at, true)) if at <= now => self.end(number, End::Quiet),
+                _ => self.settle(number),
+            }
+        }
+        let late: Vec<u64> = self
+            .helpers
+            .iter()
+            .filter(|(_, h)| h.deadline().is_some_and(|at| at <= now))
+            .map(|(n, _)| *n)
+            .collect();
+        for number in late {
+            if self.helpers[&number].is_idle() {
+                self.forget_helper(number);
+            } else {
+                self.lost(number, "it did not answer in time")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
+    }
+
+    // ---- clients ----
+
+    fn accept(&mut self) {
+        // A few at a time, so that a crowd at the door keeps nobody inside waiting.
+        for _ in 0..64 {
+            if self.connections.len() >= self.max_connections {
+                self.accepting = self.epoll.delete(&self.listener).is_err();
+                return;
+            }
+            let Ok((stream, _)) = self.listener.accept() else { return };
+            let Ok(credentials) = getsockopt(&stream, sockopt::PeerCredentials) else { continue };
+            let uid = credentials.uid();
+            let count = self.per_user.entry(uid).or_default();
+            if *count >= self.max_per_user {
+                let limit = self.max_per_user;
+                let refusal =
+                    Refusal::new(Class::Quota, format!("user {uid} has {limit} connections already"));
+                self.refuse_at_the_door(&stream.into(), &refusal);
+                continue;
+            }
+            *count += 1;
+            let number = self.number();
+            let connection = Connection::new(stream.into(), uid);
+            let event = EpollEvent::new(connection.interest, number);
+            if self.epoll.add(connection.socket(), event).is_ok() {
+                self.connections.insert(number, connection);
+                self.settle(number);
+            } else {
+                self.leave(uid);
+            }
+        }
+    }
+
+    fn refuse_at_the_door(&mut self, stream: &OwnedFd, refusal: &Refusal) {
+        let request = self.audit.request_id();
+        if let Ok(peer) = Peer::of(stream.as_fd()) {
+            let mut record = Record::of(&peer, &request, "connect", "");
+            (record.verdict, record.why) = (refusal.class.name(), Some(refusal.why.as_str()));
+            if let Err(error) = self.audit.write(&record) {
+                log::error!("{error}");
+            }
+        }
+        let _ = send_stream(stream.as_fd(), &reply::refusal(refusal, &request, ""), &[]);
+    }
+
+    fn leave(&mut self, uid: u32) {
+        if let Some(count) = self.per_user.get_mut(&uid) {
+            *count -= 1;
+            if *count == 0 {
+                self.per_user.remove(&uid);
+            }
+        }
+        if !self.accepting {
+            let event = EpollEvent::new(EpollFlags::EPOLLIN, LISTENER);
+            self.accepting = self.epoll.add(&self.listener, event).is_ok();
+        }
+    }
+
+    fn client_says(&mut self, number: u64, events: EpollFlags) -> Result<(), Fatal> {
+        let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
+        if events.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
+            self.end(number, End::Quiet);
+            return Ok(());
+        }
+        if events.contains(EpollFlags::EPOLLIN)
+            && let Err(end) = connection.fill(&mut self.buffer)
+        {
+            self.end(number, end);
+            return Ok(());
+        }
+        self.requests(number)
+    }
+
+    /// Everything that a client has asked and that can be begun now.
+    fn requests(&mut self, number: u64) -> Result<(), Fatal> {
+        while let Some(connection) = self.connections.get_mut(&number) {
+            match connection.next() {
+                Next::Request(bytes) => self.request(number, &bytes)?,
+                Next::TooLong => {
+                    let refusal =
+                        Refusal::new(Class::Invalid, format!("a request is longer than {MAX_REQUEST} bytes"));
+                    self.refuse(number, &refusal, false, "?", "", None)?;
+                    self.close_after_reply(number);
+                }
+                Next::Nothing => break,
+            }
+        }
+        self.settle(number);
+        Ok(())
+    }
+
+    fn close_after_reply(&mut self, number: u64) {
+        if let Some(connection) = self.connections.get_mut(&number) {
+            connection.closing = true;
+        }
+    }
+
+    /// Sends what can be sent and waits for what comes next.
+    fn settle(&mut self, number: u64) {
+        let Some(connection) = self.connections.get_mut(&number) else { return };
+        if let Err(end) = connection.flush() {
+            self.end(number, end);
+            return;
+        }
+        let wanted = connection.wanted();
+        if wanted != connection.interest {
+            connection.interest = wanted;
+            if self.epoll.modify(connection.socket(), &mut EpollEvent::new(wanted, number)).is_err() {
+                self.end(number, End::Quiet);
+                return;
+            }
+        }
+        let next = connection.deadline(Instant::now()).map(|(at, _)| at);
+        if next != connection.armed {
+            self.deadlines.extend(next.map(|at| (at, number)));
+            if let Some(old) = std::mem::replace(&mut connection.armed, next) {
+                self.deadlines.remove(&(old, number));
+            }
+        }
+    }
+
+    fn end(&mut self, number: u64, why: End) {
+        let Some(connection) = self.connections.remove(&number) else { return };
+        if let Some(at) = connection.armed {
+            self.deadlines.remove(&(at, number));
+        }
+        // The helper holds the socket too: closing ours would leave it with epoll.
+        let _ = self.epoll.delete(connection.socket());
+        if why == End::Descriptors {
+            log::warn!("a client of uid {} sent descriptors; its connection is closed", connection.uid);
+        }
+        self.leave(connection.uid);
+        if let Some(session) = &connection.session
+            && let Some(helper) = self.helper_of.get(&session.app).and_then(|n| self.helpers.get_mut(n))
+        {
+            helper.sessions = helper.sessions.saturating_sub(1);
+            let unopened =
+                helper.cancel(|tag| tag.asker.as_ref().is_some_and(|asker| asker.connection == number));
+            if !unopened {
+                let tag = Tag { asker: None, subject: String::new() };
+                helper.push(Request { message: ToHelper::Close { session: session.id }, tag });
+            }
+            let helper = self.helper_of[&session.app];
+            self.pass_on(helper);
+        }
+    }
+
+    // ---- requests ----
+
+    fn request(&mut self, number: u64, bytes: &[u8]) -> Result<(), Fatal> {
+        let frame = match Frame::parse(bytes) {
+            Ok(frame) => frame,
+            Err(refusal) => {
+                self.refuse(number, &refusal, false, "?", "", None)?;
+                self.close_after_reply(number);
+                return Ok(());
+            }
+        };
+        let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
+        let session = connection.session.as_ref().map_or(SessionId(0), |session| session.id);
+        let plain = match frame.call(session) {
+            Ok(Call::Info) => reply::info(),
+            Ok(Call::Description { interface }) => reply::description(&interface),
+            Err(Misunderstood::Standard(name, parameters)) => reply::standard(name, &parameters),
+            Err(Misunderstood::Refusal(refusal)) => {
+                let verb = printable(frame.split().1, 30);
+                return self.refuse(number, &refusal, frame.oneway, &verb, "", None);
+            }
+            Ok(Call::Open { app, text }) => {
+                return match self.open(number, app, frame.oneway) {
+                    Ok(()) => Ok(()),
+                    Err((refusal, policy)) => {
+                        let text = printable(&text, 64);
+                        self.refuse(number, &refusal, frame.oneway, "Open", &text, policy.as_deref())
+                    }
+                };
+            }
+            Ok(Call::Verb(message)) => {
+                let (verb, about) = (message.row().name, subject(&message));
+                return match self.verb(number, message, frame.oneway) {
+                    Ok(()) => Ok(()),
+                    Err((refusal, policy)) => {
+                        self.refuse(number, &refusal, frame.oneway, verb, &about, policy.as_deref())
+                    }
+                };
+            }
+        };
+        if !frame.oneway {
+            connection.push(plain, Vec::new());
+        }
+        Ok(())
+    }
+
+    /// Answers no, with a record.
+    fn refuse(
+        &mut self,
+        number: u64,
+        refusal: &Refusal,
+        oneway: bool,
+        verb: &str,
+        about: &str,
+        policy: Option<&Policy>,
+    ) -> Result<(), Fatal> {
+        let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
+        let request = self.audit.request_id();
+        if let Ok(peer) = Peer::of(connection.socket()) {
+            let app = connection.session.as_ref().map(|session| session.app.as_str());
+            let mut record = Record::of(&peer, &request, verb, about);
+            record.app = app;
+            (record.verdict, record.why) = (refusal.class.name(), Some(refusal.why.as_str()));
+            record.by = policy.map(|policy| refusal.line.map_or(policy.file.clone(), |line| policy.at(line)));
+            self.audit.write(&record)?;
+        }
+        if !oneway {
+            connection.push(reply::refusal(refusal, &request, ""), Vec::new());
+        }
+        Ok(())
+    }
+
+    fn open(
+        &mut self,
+        number: u64,
+        app: Option<AppName>,
+        oneway: bool,
+    ) -> Result<(), (Refusal, Option<Arc<Policy>>)> {
+        let no = |refusal: Refusal| (refusal, None);
+        let Some(connection) = self.connections.get(&number) else { return Ok(()) };
+        if connection.session.is_some() {
+            return Err(no(Refusal::new(
+                Class::Invalid,
+                "a connection is for one app, and Open was called before",
+            )));
+        }
+        let app = app.ok_or_else(|| no(Refusal::denied("this cannot be the name of an app")))?;
+        let peer = Peer::of(connection.socket())
+            .map_err(|error| no(Refusal::denied(format!("the client cannot be identified: {error}"))))?;
+        let now = Instant::now();
+        let running = self.helper_of.get(&app).and_then(|helper| self.helpers.get(helper));
+        let policy = match running {
+            Some(helper) => helper.policy.clone(),
+            None => match self.starter.policy(&app) {
+                Ok(Some(policy)) => policy,
+                Ok(None) => return Err(no(Refusal::denied("there is no policy for this app"))),
+                Err(error) => {
+                    log::error!("the policy of {app} is not in force:\n{error}");
+                    return Err(no(Refusal::denied(error.lines().join("; "))));
+                }
+            },
+        };
+        let with = |refusal: Refusal| (refusal, Some(policy.clone()));
+        let _early = authorize(&policy, &peer).map_err(with)?;
+        if running.is_some_and(|helper| helper.sessions >= policy.limits.connections) {
+            let limit = policy.limits.connections;
+            return Err(with(Refusal::new(
+                Class::Quota,
+                format!("the policy allows {limit} connections at a time"),
+            )));
+        }
+        if running.is_none() {
+            self.start_helper(&app, &policy, now).map_err(with)?;
+        }
+        let helper = self.helper_of[&app];
+        let id = SessionId(self.number());
+        let request = self.audit.request_id();
+        let asker = Asker { connection: number, peer: peer.clone(), request, oneway };
+        if let Some(connection) = self.connections.get_mut(&number) {
+            connection.session = Some(Box::new(Session { app: app.clone(), id, peer, permit: None }));
+            connection.busy = true;
+        }
+        if let Some(entry) = self.helpers.get_mut(&helper) {
+            entry.sessions += 1;
+            let tag = Tag { asker: Some(asker), subject: app.to_string() };
+            entry.push(Request { message: ToHelper::Open { session: id }, tag });
+        }
+        self.pass_on(helper);
+        Ok(())
+    }
+
+    fn start_helper(&mut self, app: &AppName, policy: &Arc<Policy>, now: Instant) -> Result<(), Refusal> {
+        match self.starter.start(app, now) {
+            Ok(true) => {}
+            Ok(false) => {
+                let why = "the helper of this app did not start a moment ago; the broker's log says why; try again in some seconds";
+                return Err(Refusal::new(Class::Helper, why));
+            }
+            Err(error) => {
+                log::error!("{error}");
+                return Err(Refusal::new(
+                    Class::Helper,
+                    "the helper of this app cannot be started; the broker's log says why",
+                ));
+            }
+        }
+        let number = self.number();
+        self.helpers.insert(number, Helper::new(app.clone(), policy.clone(), now));
+        self.helper_of.insert(app.clone(), number);
+        Ok(())
+    }
+
+    fn verb(
+        &mut self,
+        number: u64,
+        message: ToHelper,
+        oneway: bool,
+    ) -> Result<(), (Refusal, Option<Arc<Policy>>)> {
+        let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
+        let opened =
+            connection.session.as_ref().and_then(|session| Some((session, session.permit.as_ref()?)));
+        let Some((session, permit)) = opened else {
+            return Err((Refusal::new(Class::Invalid, "Open comes first"), None));
+        };
+        let Some((helper_number, helper)) =
+            self.helper_of.get(&session.app).and_then(|n| Some((*n, self.helpers.get_mut(n)?)))
+        else {
+            return Err((Refusal::new(Class::Helper, "the helper of this app has ended"), None));
+        };
+        early(helper, permit, &message).map_err(|refusal| (refusal, Some(permit.policy().clone())))?;
+        let request = self.audit.request_id();
+        let asker = Asker { connection: number, peer: session.peer.clone(), request, oneway };
+        let tag = Tag { asker: Some(asker), subject: subject(&message) };
+        helper.push(Request { message, tag });
+        connection.busy = true;
+        self.pass_on(helper_number);
+        Ok(())
+    }
+
+    // ---- helpers ----
+
+    /// Sends a helper what waits for it.
+    fn pass_on(&mut self, number: u64) {
+        let Some(helper) = self.helpers.get_mut(&number) else { return };
+        let connections = &self.connections;
+        let socket = |tag: &Tag| connections.get(&tag.asker.as_ref()?.connection).map(Connection::socket);
+        if let Err(why) = helper.flush(Instant::now(), socket) {
+            // What it still has to say comes as an event, its end too.
+            log::warn!("helper of {}: {why}", helper.app);
+        }
+    }
+
+    fn started(&mut self) -> Result<(), Fatal> {
+        match self.starter.receive() {
+            Start::Nothing => Ok(()),
+            Start::Over => Err(Fatal("the spawner has ended: no helper can be started any more".into())),
+            Start::Failed(app, why) => match self.helper_of.get(&app) {
+                Some(&number) => self.lost(number, &why),
+                None => Ok(()),
+            },
+            Start::Connected(app, channel) => {
+                let Some((number, helper)) =
+                    self.helper_of.get(&app).and_then(|n| Some((*n, self.helpers.get_mut(n)?)))
+                else {
+                    return Ok(());
+                };
+                self.epoll.add(&channel, EpollEvent::new(EpollFlags::EPOLLIN, number)).step("epoll")?;
+                helper.connect(channel).step("the channel of a helper")
+            }
+        }
+    }
+
+    fn helper_says(&mut self, number: u64) -> Result<(), Fatal> {
+        let Some(helper) = self.helpers.get_mut(&number) else { return Ok(()) };
+        match helper.receive(Instant::now(), self.starter.directories()) {
+            Said::Nothing => Ok(()),
+            Said::Ready => {
+                let app = helper.app.clone();
+                self.starter.succeeded(&app);
+                log::info!("helper of {app} is ready");
+                self.pass_on(number);
+                Ok(())
+            }
+            Said::Lost(why) => self.lost(number, &why),
+            Said::Answer { request, outcome, line, fds } => {
+                self.answered(number, request, outcome, line, fds)?;
+                self.pass_on(number);
+                Ok(())
+            }
+        }
+    }
+
+    fn answered(
+        &mut self,
+        number: u64,
+        request: Request<Tag>,
+        outcome: Outcome,
+        line: Option<u32>,
+        mut fds: Vec<OwnedFd>,
+    ) -> Result<(), Fatal> {
+        let Request { message, tag: Tag { asker, subject } } = request;
+        let Some(Asker { connection, peer, request, oneway }) = asker else { return Ok(()) };
+        let Some(helper) = self.helpers.get_mut(&number) else { return Ok(()) };
+        let mut record = Record::of(&peer, &request, message.row().name, &subject);
+        record.app = Some(helper.app.as_str());
+        record.by = Some(line.map_or(helper.policy.file.clone(), |line| helper.policy.at(line)));
+        if let Outcome::Refused { refusal, .. } = &outcome {
+            (record.verdict, record.why) = (refusal.class.name(), Some(refusal.why.as_str()));
+        }
+        self.audit.write(&record)?;
+        if let (Outcome::Loaded { instance, .. }, ToHelper::Load { object, .. }) = (&outcome, &message) {
+            helper.remember(instance.0, object.clone());
+        }
+        let policy = helper.policy.clone();
+        // The client may be gone: then its session is closed already, and the descriptors end here.
+        let Some(entry) = self.connections.get_mut(&connection) else { return Ok(()) };
+        entry.busy = false;
+        if matches!(message, ToHelper::Open { .. }) {
+            match (&outcome, authorize(&policy, &peer)) {
+                (Outcome::Done, Ok(permit)) => {
+                    if let Some(session) = &mut entry.session {
+                        session.permit = Some(permit);
+                    }
+                }
+                _ => {
+                    entry.session = None;
+                    helper.sessions = helper.sessions.saturating_sub(1);
+                }
+            }
+        }
+        let bytes = match outcome {
+            Outcome::Refused { refusal, log } => {
+                let log = log.unpack(fds.pop(), 1 << 20).unwrap_or_default();
+                reply::refusal(&refusal, &request, &printable(&String::from_utf8_lossy(&log), 1 << 20))
+            }
+            outcome => reply::outcome(&outcome),
+        };
+        if !oneway {
+            entry.push(bytes, fds);
+        }
+        self.requests(connection)
+    }
+
+    /// A helper that nobody needs.
+    fn forget_helper(&mut self, number: u64) -> Option<Helper<Tag>> {
+        let helper = self.helpers.remove(&number)?;
+        self.helper_of.remove(&helper.app);
+        if let Some(channel) = helper.channel() {
+            let _ = self.epoll.delete(channel);
+        }
+        Some(helper)
+    }
+
+    /// A helper that is gone, and with it everything its sessions had: they end, each with an answer.
+    fn lost(&mut self, number: u64, why: &str) -> Result<(), Fatal> {
+        let Some(helper) = self.forget_helper(number) else { return Ok(()) };
+        let app = helper.app.clone();
+        log::error!("helper of {app}: {why}");
+        if !helper.was_ready() {
+            self.starter.failed(&app, Instant::now());
+        }
+        let refusal = Refusal::new(
+            Class::Helper,
+            "the helper of this app has ended or did not start; the broker's log says why",
+        );
+        for Request { message, tag } in helper.into_requests() {
+            let Some(Asker { connection, peer, request, oneway }) = tag.asker else { continue };
+            let mut record = Record::of(&peer, &request, message.row().name, &tag.subject);
+            record.app = Some(app.as_str());
+            (record.verdict, record.why) = (refusal.class.name(), Some(why));
+            self.audit.write(&record)?;
+            if let Some(entry) = self.connections.get_mut(&connection)
+                && !oneway
+            {
+                entry.push(reply::refusal(&refusal, &request, ""), Vec::new());
+            }
+        }
+        let is_its =
+            |connection: &Connection| connection.session.as_ref().is_some_and(|session| session.app == app);
+        let ended: Vec<u64> = self.connections.iter().filter(|(_, c)| is_its(c)).map(|(n, _)| *n).collect();
+        for number in ended {
+            if let Some(connection) = self.connections.get_mut(&number) {
+                connection.busy = false;
+                connection.closing = true;
+                connection.session = None;
+            }
+            self.settle(number);
+        }
+        Ok(())
+    }
+}
+
+/// The early check: the same one that the helper makes, to answer at once and to say why. What it cannot know here
+/// (an instance of before) is left to the helper.
+fn early(helper: &Helper<Tag>, permit: &Permit, message: &ToHelper) -> Result<(), Refusal> {
+    match message {
+        ToHelper::Load { object, programs, globals, .. } => permit.load(object, programs, globals).map(drop),
+        ToHelper::Attach { instance, program, hook, target, .. } => match helper.object(instance.0) {
+            Some(object) => permit.attach(object, program, *hook, target).map(drop),
+            None => permit.right(Right::Attach).map(drop),
+        },
+        ToHelper::Map { instance, map, .. } | ToHelper::ReadMap { instance, map, .. } => {
+            match helper.object(instance.0) {
+                Some(object) => permit.map(object, map).map(drop),
+                None => permit.right(Right::Maps).map(drop),
+            }
+        }
+        ToHelper::Detach { .. } => permit.right(Right::Attach).map(drop),
+        ToHelper::Unload { .. } => permit.right(Right::Load).map(drop),
+        ToHelper::List { .. } | ToHelper::Open { .. } | ToHelper::Close { .. } => Ok(()),
+    }
+}

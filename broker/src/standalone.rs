@@ -1,0 +1,104 @@
+//! The start without systemd: everything that needs privilege, done before it is given up.
+
+use crate::Arguments;
+use bpfgate_lockdown::{Fatal, Step, process, spawn};
+use bpfgate_protocol::channel::{Channel, refuse_descriptors};
+use bpfgate_protocol::policy::file::Accounts;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, socket};
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Who the broker is if there is no user of its name: just below the range that the spawner gives to helpers.
+const FALLBACK_UID: u32 = 61_183;
+
+pub(crate) struct Started {
+    /// Bound, not listening yet.
+    pub(crate) listener: OwnedFd,
+    pub(crate) spawner: Channel,
+    pub(crate) uid: u32,
+}
+
+pub(crate) fn start(arguments: &Arguments) -> Result<Started, Fatal> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Fatal("--standalone starts with privilege, to start helpers: run it as root".into()));
+    }
+    let uid = user(arguments.user.as_deref())?;
+    let listener = bound(&arguments.socket)?;
+    let spawner = spawner(arguments)?;
+    Ok(Started { listener, spawner, uid })
+}
+
+fn user(name: Option<&str>) -> Result<u32, Fatal> {
+    let accounts = Accounts::read().step("reading /etc/passwd")?;
+    match name {
+        None => Ok(accounts.users.get("bpfgate").copied().unwrap_or(FALLBACK_UID)),
+        Some(name) => {
+            let uid = accounts.users.get(name).copied().or_else(|| name.parse().ok());
+            let uid = uid.ok_or_else(|| Fatal(format!("there is no user {name}")))?;
+            if uid == 0 {
+                Err(Fatal("the broker must not be root: choose another --user".into()))
+            } else {
+                Ok(uid)
+            }
+        }
+    }
+}
+
+/// Binds the socket. A socket that somebody listens on is not taken away; a stale one is.
+fn bound(path: &Path) -> Result<OwnedFd, Fatal> {
+    let step = |what: &str| format!("{what} {}", path.display());
+    if let Some(directory) = path.parent() {
+        // Everybody may reach the socket; who may do what is for the policies.
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(directory)
+            .step(&step("the directory of"))?;
+        std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)).ok();
+    }
+    let address = UnixAddr::new(path).step(&step("the socket"))?;
+    let new = || {
+        socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)
+    };
+    let probe = new().step("a socket")?;
+    match connect(probe.as_raw_fd(), &address) {
+        Err(nix::errno::Errno::ENOENT) => {}
+        Err(nix::errno::Errno::ECONNREFUSED) => {
+            std::fs::remove_file(path).step(&step("removing the stale"))?
+        }
+        _ => return Err(Fatal(format!("another broker listens on {}", path.display()))),
+    }
+    let listener = new().step("a socket")?;
+    bind(listener.as_raw_fd(), &address).step(&step("binding"))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).step(&step("the mode of"))?;
+    if !refuse_descriptors(listener.as_fd()) {
+        log::info!(
+            "this kernel (before 6.16) cannot keep clients from sending descriptors; they are closed on arrival"
+        );
+    }
+    Ok(listener)
+}
+
+fn spawner(arguments: &Arguments) -> Result<Channel, Fatal> {
+    let beside = |name: &str| -> Result<PathBuf, Fatal> {
+        let own = std::env::current_exe().step("finding this program")?;
+        Ok(own.with_file_name(name))
+    };
+    let helper = arguments.helper.clone().map_or_else(|| beside("bpfgate-helper"), Ok)?;
+    let loader = arguments.loader.clone().map_or_else(|| beside("bpfgate-loader"), Ok)?;
+    let exe = spawn::open_program(&helper)?;
+    // Opened here to say now, not at the first request, that it is missing.
+    drop(spawn::open_program(&loader)?);
+    let mut argv = vec!["bpfgate-helper".to_owned(), "--spawner".to_owned()];
+    for directory in &arguments.policies {
+        argv.extend(["--policies".to_owned(), directory.display().to_string()]);
+    }
+    argv.extend(["--loader".to_owned(), loader.display().to_string()]);
+    let argv: Vec<CString> =
+        argv.into_iter().map(CString::new).collect::<Result<_, _>>().step("the command line")?;
+    let (ours, theirs) = Channel::pair().step("the spawner's channel")?;
+    spawn::program(process::single_thread()?, exe.as_fd(), &argv, &[theirs.as_fd()], || Ok(()))?;
+    Ok(ours)
+}
