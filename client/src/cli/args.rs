@@ -1,0 +1,322 @@
+//! Every command, argument and flag, once: parser and help come from here.
+#![allow(clippy::doc_markdown, reason = "these comments are help texts, which show no Markdown")]
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use bpfgate_client::{InstanceId, LinkId, LoadOptions, TargetWord};
+use clap::{Args, Parser, Subcommand};
+
+use super::number::Format;
+use super::output::Style;
+
+/// Use eBPF programs and maps without any privilege, as far as a policy allows.
+///
+/// Exit codes: 0 done, 1 refused or failed, 2 usage, 3 broker unreachable, 4 policy invalid.
+#[derive(Parser, Debug)]
+#[command(name = "bpfgate", version)]
+pub(crate) struct Cli {
+    /// The broker's socket [default: $BPFGATE_SOCKET, else /run/bpfgate/io.bpfgate]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Load an object, attach its programs, and keep them until Ctrl-C or SIGTERM
+    Load(LoadArgs),
+    /// Attach a program of an instance that outlives its session
+    Attach(AttachArgs),
+    /// Take a link down
+    Detach {
+        /// The app, which is the name of its policy
+        app: String,
+        /// The link's id, as `load`, `attach` and `show` print it
+        link: LinkId,
+    },
+    /// Detach and release everything of an instance
+    Unload {
+        /// The app
+        app: String,
+        /// The instance's id
+        instance: InstanceId,
+    },
+    /// List the instances of an app
+    List {
+        /// The app
+        app: String,
+        #[command(flatten)]
+        style: StyleArgs,
+    },
+    /// Show the programs, maps and links of an instance
+    Show {
+        /// The app
+        app: String,
+        /// The instance's id
+        instance: InstanceId,
+        #[command(flatten)]
+        style: StyleArgs,
+    },
+    /// Read and write maps
+    Map {
+        #[command(subcommand)]
+        command: MapCommand,
+    },
+    /// Load, attach, and run a program that gets the maps but none of bpf(2)'s other powers
+    ///
+    /// The program finds the maps as descriptors from 3 on, described by LISTEN_FDS, LISTEN_FDNAMES
+    /// and LISTEN_PID. A seccomp filter leaves it the bpf commands that read and write maps. The
+    /// session lasts as long as the program; its exit status is the exit status of bpfgate.
+    Exec(ExecArgs),
+    /// Check and explain policy files
+    Policy {
+        #[command(subcommand)]
+        command: PolicyCommand,
+    },
+    /// Say whether the broker answers, and what it is
+    Status {
+        #[command(flatten)]
+        style: StyleArgs,
+    },
+}
+
+#[derive(Args, Debug, Clone, Copy)]
+pub(crate) struct StyleArgs {
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl From<&StyleArgs> for Style {
+    fn from(args: &StyleArgs) -> Self {
+        if args.json { Self::Json } else { Self::Table }
+    }
+}
+
+/// What to load and where to attach it.
+#[derive(Args, Debug)]
+pub(crate) struct ObjectArgs {
+    /// The app, which is the name of its policy
+    pub(crate) app: String,
+    /// The object, by its name in the policy
+    pub(crate) object: String,
+    /// Load this program only; may be repeated [default: all that the policy names]
+    #[arg(long = "program", value_name = "NAME")]
+    pub(crate) programs: Vec<String>,
+    /// Set a read-only variable before the load; may be repeated
+    #[arg(long = "global", value_name = "NAME=VALUE", value_parser = global)]
+    pub(crate) globals: Vec<(String, i64)>,
+    /// Attach a program after the load; may be repeated
+    ///
+    /// TARGET is an interface (eth0), an event (sched:sched_process_exec), a cgroup
+    /// (/sys/fs/cgroup/web) or a function (/usr/bin/bash:readline). A bare word means an event for
+    /// a raw tracepoint program and an interface for any other. The prefixes interface:, event:,
+    /// cgroup: and uprobe: say it outright. Without TARGET the policy must allow exactly one.
+    #[arg(long = "attach", value_name = "PROGRAM[=TARGET]")]
+    pub(crate) attach: Vec<AttachSpec>,
+}
+
+impl ObjectArgs {
+    pub(crate) fn options(&self) -> LoadOptions {
+        LoadOptions {
+            programs: (!self.programs.is_empty()).then(|| self.programs.clone()),
+            globals: self.globals.iter().cloned().collect(),
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct LoadArgs {
+    #[command(flatten)]
+    pub(crate) object: ObjectArgs,
+    /// Return at once; what was loaded stays only where the policy says keep = "app"
+    #[arg(long, visible_alias = "no-wait")]
+    pub(crate) detach: bool,
+    #[command(flatten)]
+    pub(crate) style: StyleArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct AttachArgs {
+    /// The app
+    pub(crate) app: String,
+    /// The instance's id
+    pub(crate) instance: InstanceId,
+    /// The program, by its name in the object
+    pub(crate) program: String,
+    /// Where: eth0, sched:sched_process_exec, /sys/fs/cgroup/web, /usr/bin/bash:readline, or any of
+    /// them after interface:, event:, cgroup:, uprobe:
+    pub(crate) target: Option<TargetWord>,
+    /// Which kind of attachment, if the policy lists the program under more than one
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hook: Option<String>,
+    #[command(flatten)]
+    pub(crate) style: StyleArgs,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum MapCommand {
+    /// Print every entry
+    Dump(DumpArgs),
+    /// Print the value of one key
+    Get(GetArgs),
+    /// Set the value of one key; needs read_write access
+    Set(SetArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct MapName {
+    /// The app
+    pub(crate) app: String,
+    /// The instance's id
+    pub(crate) instance: InstanceId,
+    /// The map, by its name in the object
+    pub(crate) map: String,
+    /// How keys and values are written
+    ///
+    /// hex: bytes in memory order. u32, u64: numbers in the machine's byte order, several with
+    /// commas between them; what is no multiple of 8 bytes is taken as u32, then as hex.
+    #[arg(long, value_enum, default_value_t = Format::Hex)]
+    pub(crate) format: Format,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DumpArgs {
+    #[command(flatten)]
+    pub(crate) name: MapName,
+    /// Add the values of all CPUs, as u64
+    #[arg(long)]
+    pub(crate) sum: bool,
+    #[command(flatten)]
+    pub(crate) style: StyleArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct GetArgs {
+    #[command(flatten)]
+    pub(crate) name: MapName,
+    /// The key
+    pub(crate) key: String,
+    /// Add the values of all CPUs, as u64
+    #[arg(long)]
+    pub(crate) sum: bool,
+    #[command(flatten)]
+    pub(crate) style: StyleArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct SetArgs {
+    #[command(flatten)]
+    pub(crate) name: MapName,
+    /// The key
+    pub(crate) key: String,
+    /// The value; a per-CPU map gets it for every CPU
+    pub(crate) value: String,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ExecArgs {
+    #[command(flatten)]
+    pub(crate) object: ObjectArgs,
+    /// The program to run, and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum PolicyCommand {
+    /// Check policy files [default: all that are installed]
+    Check {
+        /// Policy files
+        files: Vec<PathBuf>,
+        #[command(flatten)]
+        style: StyleArgs,
+    },
+    /// Show a policy with every default filled in, and the capabilities it needs
+    Show {
+        /// A policy file
+        file: PathBuf,
+        #[command(flatten)]
+        style: StyleArgs,
+    },
+}
+
+/// `PROGRAM[=TARGET]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AttachSpec {
+    pub(crate) program: String,
+    pub(crate) target: Option<TargetWord>,
+}
+
+impl FromStr for AttachSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (program, target) = match text.split_once('=') {
+            Some((program, target)) => (program, Some(target.parse()?)),
+            None => (text, None),
+        };
+        if program.is_empty() {
+            return Err("the program has no name".to_owned());
+        }
+        Ok(Self { program: program.to_owned(), target })
+    }
+}
+
+fn global(text: &str) -> Result<(String, i64), String> {
+    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
+    if name.is_empty() {
+        return Err("the variable has no name".to_owned());
+    }
+    let number = match value.strip_prefix("0x") {
+        Some(digits) => i64::from_str_radix(digits, 16),
+        None => value.parse(),
+    };
+    number.map(|number| (name.to_owned(), number)).map_err(|error| format!("{value:?}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bpfgate_client::Target;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn attachments() {
+        let spec: AttachSpec = "p=/bin/bash:a=b".parse().unwrap();
+        let uprobe = Target::Uprobe { binary: "/bin/bash".into(), symbol: "a=b".into() };
+        assert_eq!(spec, AttachSpec { program: "p".into(), target: Some(TargetWord::Clear(uprobe)) });
+        assert_eq!("p".parse::<AttachSpec>().unwrap().target, None);
+        for text in ["", "=eth0", "p=", "p=event:"] {
+            assert!(text.parse::<AttachSpec>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn globals() {
+        assert_eq!(global("rate=-5"), Ok(("rate".to_owned(), -5)));
+        assert_eq!(global("rate=0xff"), Ok(("rate".to_owned(), 255)));
+        for text in ["rate", "=1", "rate=", "rate=x", "rate=9223372036854775808"] {
+            assert!(global(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_program_of_exec_comes_after_the_dashes() {
+        let line = ["bpfgate", "exec", "app", "obj", "--attach", "p=lo", "--", "cat", "--json"];
+        let Command::Exec(args) = Cli::try_parse_from(line).unwrap().command else {
+            panic!("another command");
+        };
+        assert_eq!(args.command, ["cat", "--json"]);
+        assert!(Cli::try_parse_from(["bpfgate", "exec", "app", "obj"]).is_err());
+        assert!(Cli::try_parse_from(["bpfgate", "exec", "app", "obj", "cat"]).is_err());
+    }
+}

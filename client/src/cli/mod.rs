@@ -1,0 +1,71 @@
+//! The commands and how they end.
+
+mod args;
+mod attach;
+mod exec;
+mod failure;
+mod load;
+mod map;
+mod number;
+mod output;
+mod policy;
+mod show;
+mod signals;
+mod status;
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bpfgate_client::Client;
+use clap::Parser;
+
+use args::{Cli, Command, MapCommand, PolicyCommand};
+use failure::Failure;
+
+/// What can end well in more ways than one does so with an exit code.
+type Outcome = Result<ExitCode, Failure>;
+
+/// How long a wait for the broker may last without a word.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+pub(crate) fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let socket = cli.socket.as_deref();
+    let outcome = match &cli.command {
+        Command::Load(args) => load::run(socket, args),
+        Command::Attach(args) => attach::attach(socket, args),
+        Command::Detach { app, link } => attach::detach(socket, app, *link),
+        Command::Unload { app, instance } => attach::unload(socket, app, *instance),
+        Command::List { app, style } => show::list(socket, app, style.into()),
+        Command::Show { app, instance, style } => show::show(socket, app, *instance, style.into()),
+        Command::Map { command: MapCommand::Dump(args) } => map::dump(socket, args),
+        Command::Map { command: MapCommand::Get(args) } => map::get(socket, args),
+        Command::Map { command: MapCommand::Set(args) } => map::set(socket, args),
+        Command::Exec(args) => exec::run(socket, args),
+        Command::Policy { command: PolicyCommand::Check { files, style } } => {
+            Ok(policy::check(files, style.json))
+        }
+        Command::Policy { command: PolicyCommand::Show { file, style } } => {
+            Ok(policy::show(file, style.json))
+        }
+        Command::Status { style } => status::run(socket, style.into()),
+    };
+    outcome.unwrap_or_else(Failure::report)
+}
+
+/// Connects, and says so when an answer takes its time.
+fn connect(socket: Option<&Path>) -> Result<Client, Failure> {
+    let mut client = Client::connect(socket)?;
+    if std::io::stderr().is_terminal() {
+        client.notify_after(PATIENCE, || failure::say("waiting for the broker…"));
+    }
+    Ok(client)
+}
+
+fn open(socket: Option<&Path>, app: &str) -> Result<Client, Failure> {
+    let mut client = connect(socket)?;
+    client.open(app)?;
+    Ok(client)
+}

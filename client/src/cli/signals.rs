@@ -1,0 +1,58 @@
+//! Waiting for signals and for the end of the session at once.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+/// Signals that are read instead of delivered, from `block` on.
+#[derive(Debug)]
+pub(crate) struct Signals(SignalFd);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// A signal, by its number.
+    Signal {
+        number: i32,
+        /// Sent by the terminal to the whole foreground group, so a child has it already.
+        from_terminal: bool,
+    },
+    /// The broker closed the connection.
+    SessionEnded,
+}
+
+impl Signals {
+    pub(crate) fn block(signals: &[Signal]) -> io::Result<Self> {
+        let set: SigSet = signals.iter().copied().collect();
+        set.thread_block()?;
+        Ok(Self(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?))
+    }
+
+    /// Waits for a signal, or for the end of `session` if there is one to watch.
+    pub(crate) fn wait(&self, session: Option<BorrowedFd<'_>>) -> io::Result<Event> {
+        loop {
+            if let Some(info) = self.0.read_signal()? {
+                return Ok(Event::Signal {
+                    number: info.ssi_signo.cast_signed(),
+                    from_terminal: info.ssi_code == SI_KERNEL,
+                });
+            }
+            let mut fds = vec![PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+            // The broker never speaks first: readable means closed.
+            fds.extend(session.map(|session| PollFd::new(session, PollFlags::POLLIN)));
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            if fds.get(1).is_some_and(|session| session.any().unwrap_or(true)) {
+                return Ok(Event::SessionEnded);
+            }
+        }
+    }
+}
+
+/// `si_code` of a signal that the kernel itself sent (include/uapi/asm-generic/siginfo.h).
+const SI_KERNEL: i32 = 0x80;
