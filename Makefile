@@ -1,0 +1,104 @@
+# Build, test and try bpfgate. `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-builtin-rules
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := all
+.PHONY: all build bpf deps test demo bench lint clean help
+
+# rustup puts cargo where a shell finds it only after the next login.
+ifndef CARGO
+CARGO := $(or $(shell command -v cargo),$(wildcard $(HOME)/.cargo/bin/cargo),cargo)
+endif
+CLANG ?= clang
+
+# Tests and demo look for the binaries under target/, whatever the user's own setting is.
+export CARGO_TARGET_DIR := $(CURDIR)/target
+
+# One package per line, with its reason. Names hold for Debian 12, Debian 13 and Ubuntu.
+PACKAGES := clang        # compiles the BPF objects
+PACKAGES += gcc          # links Rust programs, compiles the libbpf of the loader
+PACKAGES += libc6-dev    # headers and start files for it, and linux/*.h for the BPF objects
+PACKAGES += libbpf-dev   # bpf/bpf_helpers.h for the BPF objects
+PACKAGES += libelf-dev   # libbpf reads ELF with it
+PACKAGES += zlib1g-dev   # libelf needs it
+PACKAGES += pkg-config   # finds both
+PACKAGES += make         # builds libbpf
+PACKAGES += iproute2     # ip, for demo and tests
+PACKAGES += iputils-ping # ping, for the demo
+PACKAGES += python3      # the plain client of the tests
+PACKAGES := $(strip $(PACKAGES))
+
+BPF_SOURCES := $(wildcard policies/bpf/*.bpf.c tests/bpf/*.bpf.c)
+BPF_HEADERS := $(wildcard tests/bpf/*.bpf.h)
+BPF_OBJECTS := $(patsubst %.bpf.c,target/bpf/%.bpf.o,$(notdir $(BPF_SOURCES)))
+BPF_ARCH := $(shell uname -m | sed 's/x86_64/x86/; s/aarch64/arm64/; s/riscv64/riscv/; s/s390x/s390/; s/ppc64.*/powerpc/')
+# asm/types.h is in the directory of the architecture on Debian. The paths in the debugging
+# information are relative, so that an object has the same digest wherever it is built.
+# Looked up when used (=), because gcc may be installed by `deps` only just before.
+BPF_FLAGS = -target bpf -O2 -g -Wall -Wextra -Wno-unused-parameter -Werror -D__TARGET_ARCH_$(BPF_ARCH) \
+  -idirafter /usr/include/$(shell gcc -print-multiarch) -ffile-prefix-map=$(CURDIR)=.
+
+all: build ## The same as build
+
+build: deps bpf ## Release binaries and BPF objects
+	$(CARGO) build --release --locked --workspace --bins --examples
+
+bpf: $(BPF_OBJECTS) ## The BPF objects of examples and tests, as target/bpf/NAME.bpf.o
+
+vpath %.bpf.c policies/bpf tests/bpf
+target/bpf/%.bpf.o: %.bpf.c $(BPF_HEADERS) Makefile | deps
+	@mkdir -p $(@D)
+	$(CLANG) $(BPF_FLAGS) -c $< -o $@
+
+deps: ## Install what is missing to build and test (apt; Debian 12, 13, Ubuntu)
+	@missing=; \
+	if command -v dpkg-query >/dev/null; then \
+	  have=" $$(dpkg-query -W -f='$${db:Status-Status}=$${Package} ' $(PACKAGES) 2>/dev/null || true)"; \
+	  for p in $(PACKAGES); do [[ $$have == *" installed=$$p "* ]] || missing+=" $$p"; done; \
+	else \
+	  for c in clang gcc pkg-config ip ping python3; do command -v $$c >/dev/null || missing+=" $$c"; done; \
+	fi; \
+	if [[ -n $$missing ]]; then \
+	  if ! command -v apt-get >/dev/null; then \
+	    echo "make deps: please install:$$missing (on Debian the packages are: $(PACKAGES))" >&2; exit 1; \
+	  fi; \
+	  root=; \
+	  if [[ $$(id -u) != 0 ]]; then \
+	    if ! command -v sudo >/dev/null; then \
+	      echo "make deps: sudo is missing; as root, run: apt-get install$$missing" >&2; exit 1; \
+	    fi; \
+	    root=sudo; \
+	  fi; \
+	  echo "make deps: installing$$missing"; \
+	  $$root apt-get update -q; \
+	  $$root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
+	fi
+	@command -v $(CARGO) >/dev/null || { echo "make deps: Rust is missing; https://rustup.rs tells how to install it" >&2; exit 1; }
+
+test: deps bpf ## All tests; as root those too that load BPF programs
+	$(CARGO) build --locked --workspace --bins --examples # the end-to-end tests start these
+	$(CARGO) test --locked --workspace --exclude bpfgate-tests
+	RUST_TEST_THREADS=1 $(CARGO) test --locked -p bpfgate-tests # one at a time: they compare what the kernel holds
+	@if [[ $$(id -u) != 0 ]]; then \
+	  echo; \
+	  echo "make test: passed, but not as root: the end-to-end tests of bpfgate-tests that start a broker with its"; \
+	  echo "           helper, or that load, attach or change identity, were skipped. Run as root for all of them."; \
+	fi
+
+demo: build ## A packet counter without privilege, in a network namespace of its own (asks sudo once)
+	tests/demo.sh
+
+bench: build ## Measure what the privilege separation costs; writes target/bench.json (as root)
+	$(CARGO) run --release --locked -p bpfgate-tests --bin bench
+
+lint: deps ## Formatting and clippy, without a warning
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+clean: ## Remove everything that was built
+	rm -rf target
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
