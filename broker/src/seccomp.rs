@@ -4,6 +4,7 @@ use bpfgate_lockdown::row;
 use bpfgate_lockdown::syscalls::{Row, When};
 
 const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
+#[allow(clippy::cast_possible_truncation)] // an ioctl number has 32 bits
 const TIOCOUTQ: u32 = libc::TIOCOUTQ as u32;
 
 #[rustfmt::skip]

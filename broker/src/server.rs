@@ -556,16 +556,13 @@ impl Server {
         let Some(entry) = self.connections.get_mut(&connection) else { return Ok(()) };
         entry.busy = false;
         if matches!(message, ToHelper::Open { .. }) {
-            match (&outcome, authorize(&policy, &peer)) {
-                (Outcome::Done, Ok(permit)) => {
-                    if let Some(session) = &mut entry.session {
-                        session.permit = Some(permit);
-                    }
+            if let (Outcome::Done, Ok(permit)) = (&outcome, authorize(&policy, &peer)) {
+                if let Some(session) = &mut entry.session {
+                    session.permit = Some(permit);
                 }
-                _ => {
-                    entry.session = None;
-                    helper.sessions = helper.sessions.saturating_sub(1);
-                }
+            } else {
+                entry.session = None;
+                helper.sessions = helper.sessions.saturating_sub(1);
             }
         }
         let bytes = match outcome {

@@ -66,7 +66,7 @@ fn bound(path: &Path) -> Result<OwnedFd, Fatal> {
     match connect(probe.as_raw_fd(), &address) {
         Err(nix::errno::Errno::ENOENT) => {}
         Err(nix::errno::Errno::ECONNREFUSED) => {
-            std::fs::remove_file(path).step(&step("removing the stale"))?
+            std::fs::remove_file(path).step(&step("removing the stale"))?;
         }
         _ => return Err(Fatal(format!("another broker listens on {}", path.display()))),
     }

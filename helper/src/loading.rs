@@ -46,7 +46,7 @@ pub(crate) struct Failed {
 
 impl From<Refusal> for Failed {
     fn from(refusal: Refusal) -> Self {
-        Self { refusal, log: Bulk::Inline(Default::default()), log_fd: None }
+        Self { refusal, log: Bulk::empty(), log_fd: None }
     }
 }
 
@@ -155,7 +155,7 @@ enum Carry {
 type Answer = (ToLoader, Carry);
 
 fn errno(errno: i32) -> Answer {
-    (ToLoader::Failed { errno, log: Bulk::Inline(Default::default()) }, Carry::Nothing)
+    (ToLoader::Failed { errno, log: Bulk::empty() }, Carry::Nothing)
 }
 
 impl Transaction<'_> {
@@ -259,7 +259,7 @@ impl Transaction<'_> {
 
     fn prog_load(&mut self, mut load: ProgLoad, fd: Option<OwnedFd>) -> Answer {
         let purpose = load.purpose;
-        let bulk = std::mem::replace(&mut load.bulk, Bulk::Inline(Default::default()));
+        let bulk = std::mem::replace(&mut load.bulk, Bulk::empty());
         let len = bulk.len();
         let checked = self.check_program(&load, len).and_then(|()| {
             let mut bytes = bulk
@@ -362,7 +362,7 @@ impl Transaction<'_> {
             let place = (handle as usize).checked_sub(1).and_then(|i| held.get_mut(i)).ok_or_else(astray)?;
             match place.take() {
                 Some(Held::Map { fd, details, purpose: Purpose::Object(_) }) => {
-                    maps.push((name, fd, details))
+                    maps.push((name, fd, details));
                 }
                 _ => return Err(astray()),
             }

@@ -5,6 +5,7 @@ use bpfgate_lockdown::syscalls::{Row, When};
 use bpfgate_protocol::uapi::cmd;
 
 const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
+#[allow(clippy::cast_possible_truncation)] // an ioctl number has 32 bits
 const SIOCGIFINDEX: u32 = libc::SIOCGIFINDEX as u32;
 
 /// The commands of bpf(2), each with its reason. None takes an id, a path or another process's descriptor; none runs

@@ -226,7 +226,11 @@ impl State {
         let (mut infos, mut lent) = (Vec::new(), Vec::new());
         for (place, map) in maps.iter_mut().enumerate() {
             // A client that may not have a map is not told of it.
-            let Ok(access) = permit.map(object, &map.name).map(|permit| permit.access()) else { continue };
+            let Ok(access) =
+                permit.map(object, &map.name).map(bpfgate_protocol::authorize::MapPermit::access)
+            else {
+                continue;
+            };
             map.prepare(access)?;
             if access.hands_over() {
                 lent.push(place);
@@ -327,8 +331,9 @@ impl State {
     }
 
     fn list_for(&self, session: SessionId, permit: &Permit) -> Done {
-        let access =
-            |object: &ObjectName, map: &MapName| permit.map(object, map).map_or(Access::None, |p| p.access());
+        let access = |object: &ObjectName, map: &MapName| {
+            permit.map(object, map).map_or(Access::None, bpfgate_protocol::authorize::MapPermit::access)
+        };
         Done::plain(Outcome::Instances(self.list(session, access)), permit.line())
     }
 }

@@ -43,5 +43,5 @@ fn run() -> Result<(), Fatal> {
     let allow = if Path::new(KERNEL_BTF).exists() { &kernel_btf[..] } else { &[] };
     // The helper demands what the policy demands; here whatever the kernel has is taken.
     files::restrict(allow, files::Demand::Whatever)?;
-    parent::run(alone, leash, work)
+    parent::run(alone, leash, &work)
 }

@@ -12,9 +12,9 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::os::fd::{AsFd, OwnedFd};
 
-pub(crate) fn run(alone: SingleThread, mut leash: Channel, work: Channel) -> Result<(), Fatal> {
+pub(crate) fn run(alone: SingleThread, mut leash: Channel, work: &Channel) -> Result<(), Fatal> {
     syscalls::restrict(&seccomp::parent())?;
-    let mut worker = start(alone, &work)?;
+    let mut worker = start(alone, work)?;
     leash.send(&FromLeash::Ready { version: INNER_VERSION }, &[]).step("telling the helper")?;
     loop {
         let (ended, told) = wait(&worker.1, &leash)?;
@@ -34,7 +34,7 @@ pub(crate) fn run(alone: SingleThread, mut leash: Channel, work: Channel) -> Res
                 WaitStatus::Exited(_, status) => format!("ended with status {status}"),
                 other => format!("ended: {other:?}"),
             };
-            worker = start(alone, &work)?;
+            worker = start(alone, work)?;
             leash.send(&FromLeash::Died { how }, &[]).step("telling the helper")?;
         }
     }

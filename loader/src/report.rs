@@ -32,10 +32,10 @@ pub(crate) fn prepare_libbpf() {
     // SAFETY: sets a number that the first load reads; nothing was loaded yet.
     unsafe { libbpf_rs::libbpf_sys::libbpf_set_memlock_rlim(0) };
     libbpf_rs::set_print(Some((PrintLevel::Warn, |_, text: String| {
-        if let Ok(mut messages) = MESSAGES.lock() {
-            if messages.len() + text.len() <= MAX {
-                messages.push_str(text.strip_prefix("libbpf: ").unwrap_or(&text));
-            }
+        if let Ok(mut messages) = MESSAGES.lock()
+            && messages.len() + text.len() <= MAX
+        {
+            messages.push_str(text.strip_prefix("libbpf: ").unwrap_or(&text));
         }
     })));
 }

@@ -5,6 +5,8 @@
 //! ours, since the real one stays with the helper. [`State::handles`] knows which number stands for which of the
 //! helper's objects; libbpf moves them with dup3 only, which comes through here too.
 #![allow(unsafe_code)]
+// Arguments of system calls are taken as wide as the kernel takes them.
+#![allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::needless_pass_by_value)]
 
 use bpfgate_protocol::channel::{Channel, ChannelError};
 use bpfgate_protocol::inspect::{self, INSN};
@@ -284,7 +286,7 @@ unsafe fn prog_load(attr: &ProgLoadAttr) -> Result<RawFd, i32> {
         // A probe with a map has its descriptor in the instructions: the next one is another program.
         (Purpose::Probe, _) if !has_map => with(|state| state.probes.push((key, result.err().unwrap_or(0)))),
         (Purpose::Object(_), Some(place)) if result.is_ok() => {
-            with(|state| drop(state.expected.remove(place)))
+            with(|state| drop(state.expected.remove(place)));
         }
         _ => {}
     }

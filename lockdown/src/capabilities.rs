@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn a_process_with_capabilities_is_found_out() {
-        if nix::unistd::geteuid().is_root() {
+        if geteuid().is_root() {
             assert!(assert_none_in_any_thread().is_err());
             assert!(check(&[], true).is_err());
         } else {

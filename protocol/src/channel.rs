@@ -104,6 +104,7 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], flags: MsgFlags) -> Re
         let mut cmsg = libc::CMSG_FIRSTHDR(&raw const header);
         while !cmsg.is_null() {
             if (*cmsg).cmsg_level == libc::SOL_SOCKET && (*cmsg).cmsg_type == libc::SCM_RIGHTS {
+                #[allow(clippy::cast_ptr_alignment)] // read_unaligned below
                 let data = libc::CMSG_DATA(cmsg).cast::<RawFd>();
                 let bytes = (*cmsg).cmsg_len - (data as usize - cmsg as usize);
                 for i in 0..bytes / size_of::<RawFd>() {
@@ -313,9 +314,10 @@ pub fn unread_by_peer(socket: BorrowedFd<'_>) -> Result<usize, Errno> {
 /// Tells the kernel that peers of this listening socket may not send descriptors (`SO_PASSRIGHTS`, Linux 6.16).
 /// Gives whether this kernel knows it; where it does not, whoever receives must close what came.
 pub fn refuse_descriptors(listener: BorrowedFd<'_>) -> bool {
+    #![allow(clippy::cast_possible_truncation)] // the size of an int
     const SO_PASSRIGHTS: libc::c_int = 83; // include/uapi/asm-generic/socket.h
     let off: libc::c_int = 0;
-    let size = size_of_val(&off) as libc::socklen_t;
+    let size = const { size_of::<libc::c_int>() as libc::socklen_t };
     // SAFETY: the kernel reads one int, whose size it is told.
     let result = unsafe {
         libc::setsockopt(listener.as_raw_fd(), libc::SOL_SOCKET, SO_PASSRIGHTS, (&raw const off).cast(), size)

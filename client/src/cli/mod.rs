@@ -45,11 +45,9 @@ pub(crate) fn run() -> ExitCode {
         Command::Map { command: MapCommand::Set(args) } => map::set(socket, args),
         Command::Exec(args) => exec::run(socket, args),
         Command::Policy { command: PolicyCommand::Check { files, style } } => {
-            Ok(policy::check(files, style.json))
+            policy::check(files, style.into())
         }
-        Command::Policy { command: PolicyCommand::Show { file, style } } => {
-            Ok(policy::show(file, style.json))
-        }
+        Command::Policy { command: PolicyCommand::Show { file, style } } => policy::show(file, style.into()),
         Command::Status { style } => status::run(socket, style.into()),
     };
     outcome.unwrap_or_else(Failure::report)

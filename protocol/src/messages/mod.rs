@@ -103,6 +103,11 @@ pub enum Bulk {
 const INLINE: usize = MAX_MESSAGE * 3 / 4;
 
 impl Bulk {
+    /// Nothing.
+    pub fn empty() -> Self {
+        Self::Inline(Bytes::default())
+    }
+
     /// Packs bytes, with the descriptor to send if they went to a memfd.
     pub fn pack(bytes: Vec<u8>) -> io::Result<(Self, Option<OwnedFd>)> {
         if bytes.len() <= INLINE {

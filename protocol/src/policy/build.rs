@@ -129,8 +129,8 @@ impl Builder<'_> {
             return None;
         }
         let accounts = self.accounts;
-        let user = raw.user.map(|user| self.principal("user", user, &accounts.users));
-        let group = raw.group.map(|group| self.principal("group", group, &accounts.groups));
+        let user = raw.user.map(|user| self.principal("user", user, &accounts.users).ok_or(()));
+        let group = raw.group.map(|group| self.principal("group", group, &accounts.groups).ok_or(()));
         if raw.may.get_ref().is_empty() {
             self.problem(
                 raw.may.span(),
@@ -153,7 +153,7 @@ impl Builder<'_> {
                 Some(self.names("maps", &span, &maps)?.into_iter().collect())
             }
         };
-        Some(Client { line, user: user.flatten_option()?, group: group.flatten_option()?, may, maps })
+        Some(Client { line, user: user.transpose().ok()?, group: group.transpose().ok()?, may, maps })
     }
 
     fn principal(
@@ -192,7 +192,7 @@ impl Builder<'_> {
 
     fn object(&mut self, line: u32, raw: raw::Object) -> Option<Object> {
         let path = self.name(&raw.path);
-        let sha256 = raw.sha256.map(|text| self.digest(&text));
+        let sha256 = raw.sha256.map(|text| self.digest(&text).ok_or(())).transpose();
         let mut programs = Vec::new();
         let mut add = |rule: Option<ProgramRule>| programs.extend(rule);
         for entry in raw.xdp {
@@ -252,15 +252,7 @@ impl Builder<'_> {
             .filter_map(|(name, range)| Some((self.name(&name)?, self.range(&name, &range))));
         let globals = globals.collect();
         let functions = raw.helpers.allow.iter().filter_map(|name| self.function(name)).collect();
-        Some(Object {
-            line,
-            path: path?,
-            sha256: sha256.flatten_option()?,
-            programs,
-            maps,
-            globals,
-            functions,
-        })
+        Some(Object { line, path: path?, sha256: sha256.ok()?, programs, maps, globals, functions })
     }
 
     fn rule(
@@ -411,20 +403,6 @@ impl Builder<'_> {
             );
         }
         bytes
-    }
-}
-
-/// `None` stays none; a value that could not be built makes the whole absent.
-trait FlattenOption<T> {
-    fn flatten_option(self) -> Option<Option<T>>;
-}
-
-impl<T> FlattenOption<T> for Option<Option<T>> {
-    fn flatten_option(self) -> Option<Option<T>> {
-        match self {
-            None => Some(None),
-            Some(inner) => inner.map(Some),
-        }
     }
 }
 

@@ -141,7 +141,7 @@ fn whatever_is_not_understood_is_an_error_with_its_place() {
 #[test]
 fn an_error_shows_the_line_underlined() {
     let shown = parse("version = 1\n[limits]\nprograms = 0\n").unwrap_err().to_string();
-    assert!(shown.contains("programs = 0") && shown.contains("^"), "{shown}");
+    assert!(shown.contains("programs = 0") && shown.contains('^'), "{shown}");
     assert!(shown.contains("x.toml:3:12"), "{shown}");
 }
 
