@@ -15,15 +15,14 @@ use std::time::{Duration, Instant};
 /// The largest request in bytes.
 pub(crate) const MAX_REQUEST: usize = 64 * 1024;
 
-/// Replies that a client has not taken; beyond it nothing more is read from it.
-const MAX_UNSENT: usize = 256 * 1024;
-
 /// How long a client may take to say which app it is.
 const HELLO: Duration = Duration::from_secs(30);
 /// How long half a request may stay half, and how long a reply may stay unread.
 const STALLED: Duration = Duration::from_secs(10);
 /// How long to wait before looking again whether the client took its descriptors.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// The same, for a connection that is over but for descriptors that nobody has read.
+const LINGER: Duration = Duration::from_secs(1);
 
 pub(crate) struct Connection {
     socket: OwnedFd,
@@ -117,7 +116,8 @@ impl Connection {
 
     /// The next request, if there is a whole one and no other is under way.
     pub(crate) fn next(&mut self) -> Next {
-        if self.busy || self.closing {
+        // One reply at a time: a client that does not read its replies gets no new ones made.
+        if self.busy || self.closing || !self.output.is_empty() {
             return Next::Nothing;
         }
         match self.input.iter().position(|&byte| byte == 0) {
@@ -143,7 +143,8 @@ impl Connection {
     pub(crate) fn flush(&mut self) -> Result<(), End> {
         while let Some(output) = self.output.front_mut() {
             if !output.fds.is_empty() && self.fds_under_way {
-                if unread_by_peer(self.socket.as_fd()).map_err(|_| End::Quiet)? > 0 {
+                let unread = unread_by_peer(self.socket.as_fd()).map_err(|_| End::Quiet)?;
+                if unread > 0 {
                     break;
                 }
                 self.fds_under_way = false;
@@ -161,14 +162,29 @@ impl Connection {
                     }
                 }
                 Err(Errno::EAGAIN) => break,
+                // Too many descriptors of ours are on their way to clients that do not read. Later.
+                Err(Errno::ETOOMANYREFS) => {
+                    self.fds_under_way = true;
+                    break;
+                }
                 Err(Errno::EINTR) => {}
                 Err(_) => return Err(End::Quiet),
             }
         }
-        if self.output.is_empty() && (self.closing || (self.ended && !self.busy && !self.has_request())) {
-            return Err(End::Quiet);
+        let over =
+            self.output.is_empty() && (self.closing || (self.ended && !self.busy && !self.has_request()));
+        // Descriptors that nobody reads count against all that we may have on their way: while they do, the connection
+        // counts against its user.
+        if over && self.may_forget() { Err(End::Quiet) } else { Ok(()) }
+    }
+
+    /// Whether no descriptor of ours is still on its way to this client.
+    fn may_forget(&mut self) -> bool {
+        if self.fds_under_way && unread_by_peer(self.socket.as_fd()).is_ok_and(|unread| unread > 0) {
+            return false;
         }
-        Ok(())
+        self.fds_under_way = false;
+        true
     }
 
     fn has_request(&self) -> bool {
@@ -185,8 +201,7 @@ impl Connection {
 
     /// Whether to look for more input.
     fn wants_input(&self) -> bool {
-        let unsent: usize = self.output.iter().map(|output| output.bytes.len() - output.sent).sum();
-        !self.ended && !self.closing && unsent < MAX_UNSENT && self.input.len() < MAX_REQUEST
+        !self.ended && !self.closing && self.output.is_empty() && self.input.len() < MAX_REQUEST
     }
 
     /// Whether to wait until the client takes more.
@@ -200,6 +215,9 @@ impl Connection {
             // The helper has a deadline of its own.
             self.stalled = None;
             return None;
+        }
+        if self.output.is_empty() && (self.closing || self.ended) {
+            return Some((now + LINGER, false));
         }
         if self.output.is_empty() && self.input.is_empty() {
             self.stalled = None;

@@ -20,6 +20,8 @@ const START: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(60);
 /// A helper that nobody uses ends, so that the next one reads the policy and its objects anew.
 const IDLE: Duration = Duration::from_secs(30);
+/// Until what could not be sent is tried again.
+const RETRY: Duration = Duration::from_millis(20);
 /// After a helper that did not start: 100 ms, doubled each time, at most this.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// Objects of instances that are remembered for the early check.
@@ -44,6 +46,8 @@ pub(crate) struct Helper<T> {
     objects: BTreeMap<u64, ObjectName>,
     pub(crate) sessions: u32,
     deadline: Option<Instant>,
+    /// When to try again to send what could not be sent.
+    retry: Option<Instant>,
 }
 
 /// What a helper has to say.
@@ -73,6 +77,7 @@ impl<T> Helper<T> {
             objects: BTreeMap::new(),
             sessions: 0,
             deadline: Some(now + START),
+            retry: None,
         }
     }
 
@@ -97,6 +102,7 @@ impl<T> Helper<T> {
         now: Instant,
         socket: impl Fn(&T) -> Option<BorrowedFd<'a>>,
     ) -> Result<(), String> {
+        self.retry = None;
         let Some(channel) = self.channel.as_ref().filter(|_| self.ready) else { return Ok(()) };
         while let Some(request) = self.queue.front() {
             let fd = match request.message {
@@ -108,8 +114,11 @@ impl<T> Helper<T> {
             };
             match channel.send(&request.message, fd.as_slice()) {
                 Ok(()) => self.waiting.extend(self.queue.pop_front()),
-                // It is busy with a load; its next answer says that there is room again.
-                Err(ChannelError::NotNow) => break,
+                // It is busy with a load, or too many descriptors are on their way.
+                Err(ChannelError::NotNow) => {
+                    self.retry = Some(now + RETRY);
+                    break;
+                }
                 Err(error) => return Err(error.to_string()),
             }
         }
@@ -133,6 +142,11 @@ impl<T> Helper<T> {
     /// When it is late, if it is waited for, or idle for long enough.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.deadline
+    }
+
+    /// When to flush again, if not at its next answer.
+    pub(crate) fn retry(&self) -> Option<Instant> {
+        self.retry
     }
 
     pub(crate) fn was_ready(&self) -> bool {

@@ -31,7 +31,7 @@ struct Arguments {
     #[arg(long, value_name = "DIRECTORY")]
     policies: Vec<PathBuf>,
     /// The socket for clients
-    #[arg(long, value_name = "PATH", default_value = "/run/bpfgate/io.bpfgate")]
+    #[arg(long, value_name = "PATH", default_value = bpfgate_protocol::DEFAULT_SOCKET)]
     socket: PathBuf,
     /// The helper program [default: bpfgate-helper beside this program]
     #[arg(long, value_name = "PATH")]

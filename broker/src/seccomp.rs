@@ -52,3 +52,25 @@ pub(crate) fn rows() -> Vec<Row> {
         row!(exit_group, SYS_exit_group, When::Always, "the end of the process"),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_call_has_its_reason_and_the_list_compiles() {
+        let rows = rows();
+        assert!(rows.iter().all(|row| row.why.len() > 3), "a row without a reason");
+        bpfgate_lockdown::syscalls::compile(&rows).unwrap();
+    }
+
+    #[test]
+    fn nothing_is_executed_and_no_socket_is_made() {
+        for name in [
+            "execve", "execveat", "socket", "connect", "ptrace", "clone3", "unshare", "setns", "mount",
+            "keyctl",
+        ] {
+            assert!(rows().iter().all(|row| row.name != name), "{name}");
+        }
+    }
+}

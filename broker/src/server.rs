@@ -113,7 +113,7 @@ impl Server {
 
     fn timeout(&self) -> EpollTimeout {
         let client = self.deadlines.first().map(|(at, _)| *at);
-        let helper = self.helpers.values().filter_map(Helper::deadline).min();
+        let helper = self.helpers.values().flat_map(|h| h.deadline().into_iter().chain(h.retry())).min();
         let Some(next) = client.into_iter().chain(helper).min() else { return EpollTimeout::NONE };
         let wait = next.saturating_duration_since(Instant::now()).as_millis() + 1;
         EpollTimeout::try_from(i32::try_from(wait).unwrap_or(i32::MAX)).unwrap_or(EpollTimeout::NONE)
@@ -127,8 +127,17 @@ impl Server {
             connection.armed = None;
             match connection.deadline(now) {
                 Some((at, true)) if at <= now => self.end(number, End::Quiet),
-                _ => self.settle(number),
+                _ => self.requests(number)?,
             }
+        }
+        let stuck: Vec<u64> = self
+            .helpers
+            .iter()
+            .filter(|(_, h)| h.retry().is_some_and(|at| at <= now))
+            .map(|(n, _)| *n)
+            .collect();
+        for number in stuck {
+            self.pass_on(number);
         }
         let late: Vec<u64> = self
             .helpers
@@ -227,6 +236,10 @@ impl Server {
     /// Everything that a client has asked and that can be begun now.
     fn requests(&mut self, number: u64) -> Result<(), Fatal> {
         while let Some(connection) = self.connections.get_mut(&number) {
+            if let Err(end) = connection.flush() {
+                self.end(number, end);
+                return Ok(());
+            }
             match connection.next() {
                 Next::Request(bytes) => self.request(number, &bytes)?,
                 Next::TooLong => {

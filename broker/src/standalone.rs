@@ -7,7 +7,7 @@ use bpfgate_protocol::policy::file::Accounts;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, socket};
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// Who the broker is if there is no user of its name: just below the range that the spawner gives to helpers.
@@ -49,14 +49,11 @@ fn user(name: Option<&str>) -> Result<u32, Fatal> {
 /// Binds the socket. A socket that somebody listens on is not taken away; a stale one is.
 fn bound(path: &Path) -> Result<OwnedFd, Fatal> {
     let step = |what: &str| format!("{what} {}", path.display());
-    if let Some(directory) = path.parent() {
+    if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
+        std::fs::DirBuilder::new().recursive(true).create(directory).step(&step("the directory of"))?;
         // Everybody may reach the socket; who may do what is for the policies.
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(directory)
-            .step(&step("the directory of"))?;
-        std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)).ok();
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(directory, mode).step(&step("the directory of"))?;
     }
     let address = UnixAddr::new(path).step(&step("the socket"))?;
     let new = || {
@@ -96,6 +93,7 @@ fn spawner(arguments: &Arguments) -> Result<Channel, Fatal> {
         argv.extend(["--policies".to_owned(), directory.display().to_string()]);
     }
     argv.extend(["--loader".to_owned(), loader.display().to_string()]);
+    argv.extend(["--socket".to_owned(), arguments.socket.display().to_string()]);
     let argv: Vec<CString> =
         argv.into_iter().map(CString::new).collect::<Result<_, _>>().step("the command line")?;
     let (ours, theirs) = Channel::pair().step("the spawner's channel")?;

@@ -6,10 +6,12 @@ use bpfgate_protocol::INNER_VERSION;
 use bpfgate_protocol::channel::{Channel, ChannelError};
 use bpfgate_protocol::messages::loader::{FromLeash, FromLoader, ToLeash, ToLoader};
 use bpfgate_protocol::refusal::{Class, Refusal};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 /// How long the loader may think between two messages, in milliseconds. The kernel's own work, the verifier's
 /// above all, is done by this process and does not count.
@@ -138,7 +140,8 @@ fn lost() -> Refusal {
 /// Which of these can be read, or are at their end, within so many milliseconds.
 fn readable<const N: usize>(fds: [BorrowedFd<'_>; N], milliseconds: u16) -> Result<[bool; N], Refusal> {
     let mut polled = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-    poll(&mut polled, PollTimeout::from(milliseconds))
-        .map_err(|errno| Refusal::kernel("poll", errno as i32))?;
+    // ppoll, not poll: the kernel goes on with poll by restart_syscall after a stop, which is not on our list.
+    let timeout = TimeSpec::from_duration(Duration::from_millis(u64::from(milliseconds)));
+    ppoll(&mut polled, Some(timeout), None).map_err(|errno| Refusal::kernel("ppoll", errno as i32))?;
     Ok(polled.map(|fd| fd.revents().is_some_and(|events| !events.is_empty())))
 }

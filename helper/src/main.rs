@@ -19,11 +19,11 @@ mod spawner;
 mod state;
 
 use bpfgate_lockdown::{Fatal, Step, capabilities, files, process, syscalls};
-use bpfgate_protocol::INNER_VERSION;
 use bpfgate_protocol::channel::Channel;
 use bpfgate_protocol::messages::helper::{FromHelper, Sandbox};
 use bpfgate_protocol::names::AppName;
 use bpfgate_protocol::policy::{self, Policy, Sandboxing, file};
+use bpfgate_protocol::{DEFAULT_SOCKET, INNER_VERSION};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -33,6 +33,8 @@ struct Arguments {
     app: Option<AppName>,
     policies: Vec<PathBuf>,
     loader: PathBuf,
+    /// The socket that clients come through.
+    socket: PathBuf,
     /// Who to be, if started by root.
     uid: Option<u32>,
 }
@@ -50,19 +52,26 @@ fn main() {
 
 fn arguments() -> Result<Arguments, Fatal> {
     let usage = || {
-        Fatal("usage: bpfgate-helper APP|--spawner [--policies DIRECTORY]... --loader PATH [--uid N]".into())
+        Fatal("usage: bpfgate-helper APP|--spawner [--policies DIRECTORY]... --loader PATH [--socket PATH] [--uid N]".into())
     };
     let mut args = std::env::args().skip(1);
     let app = match args.next().ok_or_else(usage)?.as_str() {
         "--spawner" => None,
         name => Some(name.parse().step("the name of the app")?),
     };
-    let mut parsed = Arguments { app, policies: Vec::new(), loader: PathBuf::new(), uid: None };
+    let mut parsed = Arguments {
+        app,
+        policies: Vec::new(),
+        loader: PathBuf::new(),
+        socket: DEFAULT_SOCKET.into(),
+        uid: None,
+    };
     while let Some(key) = args.next() {
         let value = args.next().ok_or_else(usage)?;
         match key.as_str() {
             "--policies" => parsed.policies.push(value.into()),
             "--loader" => parsed.loader = value.into(),
+            "--socket" => parsed.socket = value.into(),
             "--uid" => parsed.uid = Some(value.parse().step("--uid")?),
             _ => return Err(usage()),
         }
@@ -100,7 +109,7 @@ fn run_helper(app: &AppName, arguments: &Arguments) -> Result<(), Fatal> {
     let sandbox = Sandbox { landlock_abi, seccomp_filters, capabilities: capabilities::mask(&keep) };
     let ready = FromHelper::Ready { version: INNER_VERSION, policy: policy.digest, sandbox };
     broker.send(&ready, &[]).step("telling the broker")?;
-    serve::run(broker, state::State::new(policy, inventory, loader))
+    serve::run(broker, state::State::new(policy, inventory, loader, arguments.socket.clone()))
 }
 
 fn capabilities_of(policy: &Policy) -> Vec<bpfgate_protocol::hooks::Capability> {

@@ -17,8 +17,9 @@ use bpfgate_protocol::messages::{Bytes, InstanceId, LinkId, SessionId};
 use bpfgate_protocol::names::{MapName, ObjectName, ProgramName};
 use bpfgate_protocol::policy::{Access, Right};
 use bpfgate_protocol::refusal::{Class, Refusal};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::socket::{UnixAddr, getsockname};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// What a request came to. Descriptors are named, not held: they are lent to the message that carries them.
 struct Done {
@@ -70,9 +71,9 @@ fn wait(broker: &Channel, state: &State) -> Result<(bool, Vec<SessionId>), Fatal
     fds.extend(
         state.sessions.values().map(|session| PollFd::new(session.socket.as_fd(), PollFlags::empty())),
     );
-    match poll(&mut fds, PollTimeout::NONE) {
+    match ppoll(&mut fds, None, None) {
         Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-        Err(error) => return Err(Fatal::step("poll", error)),
+        Err(error) => return Err(Fatal::step("ppoll", error)),
     }
     let mut ready = fds.iter().map(|fd| fd.revents().is_some_and(|events| !events.is_empty()));
     let asked = ready.next().unwrap_or(false);
@@ -178,9 +179,15 @@ impl State {
     }
 
     fn open(&mut self, id: SessionId, socket: OwnedFd) -> Result<Done, Refusal> {
-        // What is not a connected Unix socket has no peer, and nobody is refused.
-        let peer = Peer::of(socket.as_fd())
-            .map_err(|e| Refusal::denied(format!("the client cannot be identified: {e}")))?;
+        let unknown =
+            |why: &dyn std::fmt::Display| Refusal::denied(format!("the client cannot be identified: {why}"));
+        // A broker that was taken over holds other sockets whose peer is somebody else: its log, its channels. A client
+        // is who came through the broker's own socket, which the kernel names.
+        let name = getsockname::<UnixAddr>(socket.as_raw_fd()).map_err(|e| unknown(&e))?;
+        if name.path() != Some(self.entrance.as_path()) {
+            return Err(unknown(&"it did not come through the socket for clients"));
+        }
+        let peer = Peer::of(socket.as_fd()).map_err(|e| unknown(&e))?;
         let permit = authorize(&self.policy, &peer)?;
         if self.sessions.len() >= self.policy.limits.connections as usize {
             let limit = self.policy.limits.connections;

@@ -2,7 +2,7 @@
 //! It keeps privilege, so it knows one request, and does with it what a unit file would say.
 
 use crate::Arguments;
-use bpfgate_lockdown::{Fatal, Step, process, spawn};
+use bpfgate_lockdown::{Fatal, Step, capabilities, process, spawn};
 use bpfgate_protocol::channel::{Channel, ChannelError};
 use bpfgate_protocol::messages::spawner::{FromSpawner, ToSpawner};
 use bpfgate_protocol::names::AppName;
@@ -28,6 +28,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Fatal> {
     let mut broker = Channel::inherited(3).step("descriptor 3 is not the broker's channel")?;
     process::tame(4096)?;
     process::default_sigchld()?;
+    capabilities::keep_to_make_helpers()?;
     let alone = process::single_thread()?;
     // Opened now: whatever stands at these paths later, the same programs are started.
     let helper = spawn::open_program(std::path::Path::new("/proc/self/exe"))?;
@@ -80,6 +81,7 @@ impl Spawner<'_> {
             argv.extend(["--policies".to_owned(), directory.display().to_string()]);
         }
         argv.extend(["--loader".to_owned(), self.arguments.loader.display().to_string()]);
+        argv.extend(["--socket".to_owned(), self.arguments.socket.display().to_string()]);
         argv.extend(["--uid".to_owned(), uid.to_string()]);
         let argv: Vec<CString> =
             argv.into_iter().map(CString::new).collect::<Result<_, _>>().step("the command line")?;

@@ -15,12 +15,15 @@ use bpfgate_protocol::policy::{Access, Keep, Policy};
 use bpfgate_protocol::refusal::{Class, Refusal};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 pub(crate) struct State {
     pub(crate) policy: Arc<Policy>,
     pub(crate) inventory: Inventory,
     pub(crate) loader: Loader,
+    /// The path of the socket that clients come through.
+    pub(crate) entrance: PathBuf,
     pub(crate) sessions: BTreeMap<SessionId, Session>,
     pub(crate) instances: BTreeMap<InstanceId, Instance>,
     /// Numbers are given once: a number of something that is gone never means something else.
@@ -64,11 +67,12 @@ impl Link {
 }
 
 impl State {
-    pub(crate) fn new(policy: Arc<Policy>, inventory: Inventory, loader: Loader) -> Self {
+    pub(crate) fn new(policy: Arc<Policy>, inventory: Inventory, loader: Loader, entrance: PathBuf) -> Self {
         Self {
             policy,
             inventory,
             loader,
+            entrance,
             sessions: BTreeMap::new(),
             instances: BTreeMap::new(),
             last_instance: 0,

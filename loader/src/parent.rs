@@ -6,15 +6,15 @@ use bpfgate_lockdown::{Fatal, Step, spawn, syscalls};
 use bpfgate_protocol::INNER_VERSION;
 use bpfgate_protocol::channel::{Channel, ChannelError};
 use bpfgate_protocol::messages::loader::{FromLeash, ToLeash};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 pub(crate) fn run(alone: SingleThread, mut leash: Channel, work: &Channel) -> Result<(), Fatal> {
     syscalls::restrict(&seccomp::parent())?;
-    let mut worker = start(alone, work)?;
+    let mut worker = start(alone, &leash, work)?;
     leash.send(&FromLeash::Ready { version: INNER_VERSION }, &[]).step("telling the helper")?;
     loop {
         let (ended, told) = wait(&worker.1, &leash)?;
@@ -34,17 +34,23 @@ pub(crate) fn run(alone: SingleThread, mut leash: Channel, work: &Channel) -> Re
                 WaitStatus::Exited(_, status) => format!("ended with status {status}"),
                 other => format!("ended: {other:?}"),
             };
-            worker = start(alone, work)?;
+            worker = start(alone, &leash, work)?;
             leash.send(&FromLeash::Died { how }, &[]).step("telling the helper")?;
         }
     }
 }
 
 /// Forks a worker. The pipe's other end is held by the worker alone: it closes when the worker ends.
-fn start(alone: SingleThread, work: &Channel) -> Result<(Pid, OwnedFd), Fatal> {
+fn start(alone: SingleThread, leash: &Channel, work: &Channel) -> Result<(Pid, OwnedFd), Fatal> {
     let (ours, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).step("a pipe")?;
     let work = work.as_fd().try_clone_to_owned().step("the work channel")?;
-    let pid = spawn::function(alone, move || worker::main(work))?;
+    let leash = leash.as_fd().as_raw_fd();
+    let pid = spawn::function(alone, move || {
+        // The leash is the parent's: a worker that was taken over must not speak for it. The worker never returns, so
+        // nothing closes this number a second time.
+        let _ = nix::unistd::close(leash);
+        worker::main(work)
+    })?;
     drop(theirs);
     Ok((pid, ours))
 }
@@ -54,10 +60,10 @@ fn wait(worker: &OwnedFd, leash: &Channel) -> Result<(bool, bool), Fatal> {
     let mut fds =
         [PollFd::new(worker.as_fd(), PollFlags::POLLIN), PollFd::new(leash.as_fd(), PollFlags::POLLIN)];
     loop {
-        match poll(&mut fds, PollTimeout::NONE) {
+        match ppoll(&mut fds, None, None) {
             Ok(_) => break,
             Err(nix::errno::Errno::EINTR) => {}
-            Err(error) => return Err(Fatal::step("poll", error)),
+            Err(error) => return Err(Fatal::step("ppoll", error)),
         }
     }
     let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());

@@ -38,6 +38,31 @@ pub fn keep_only(keep: &[Capability], uid: Option<u32>) -> Result<(), Fatal> {
     check(keep, setpcap)
 }
 
+/// What a process needs that makes helpers: the capabilities a helper may get, to become another user, to give up
+/// its bounding set, and to read what the policy names (tracefs is root's).
+const TO_MAKE_HELPERS: [caps::Capability; 7] = [
+    caps::Capability::CAP_BPF,
+    caps::Capability::CAP_PERFMON,
+    caps::Capability::CAP_NET_ADMIN,
+    caps::Capability::CAP_SETUID,
+    caps::Capability::CAP_SETGID,
+    caps::Capability::CAP_SETPCAP,
+    caps::Capability::CAP_DAC_READ_SEARCH,
+];
+
+/// Gives up everything that is not needed to make helpers, for this process and all that it starts.
+pub fn keep_to_make_helpers() -> Result<(), Fatal> {
+    let set: CapsHashSet = TO_MAKE_HELPERS.into_iter().collect();
+    for other in caps::all().difference(&set) {
+        caps::drop(None, CapSet::Bounding, *other).step("reducing the bounding set")?;
+    }
+    caps::clear(None, CapSet::Ambient).step("emptying the ambient set")?;
+    caps::clear(None, CapSet::Inheritable).step("emptying the inheritable set")?;
+    caps::set(None, CapSet::Effective, &set).step("reducing the effective set")?;
+    caps::set(None, CapSet::Permitted, &set).step("reducing the permitted set")?;
+    nix::sys::prctl::set_no_new_privs().step("forbidding new privileges")
+}
+
 fn raw(capability: Capability) -> caps::Capability {
     match capability {
         Capability::NetAdmin => caps::Capability::CAP_NET_ADMIN,

@@ -98,3 +98,81 @@ pub fn restrict(rows: &[Row]) -> Result<u32, Fatal> {
     apply_filter(&hard).step("seccomp: installing the filter")?;
     Ok(2)
 }
+
+#[cfg(test)]
+#[allow(unsafe_code)]
+mod tests {
+    use super::*;
+    use crate::process::{SingleThread, exit_now};
+    use crate::row;
+    use nix::sys::signal::Signal;
+    use nix::sys::wait::{WaitStatus, waitpid};
+
+    const ROWS: [Row; 4] = [
+        row!(exit_group, SYS_exit_group, When::Always, "the end"),
+        row!(fcntl, SYS_fcntl, When::OneOf(1, &[libc::F_GETFD as u32, libc::F_GETFL as u32]), "test"),
+        row!(mmap, SYS_mmap, When::Without(2, libc::PROT_EXEC as u64), "test"),
+        row!(openat, SYS_openat, When::Fails(libc::EACCES), "test"),
+    ];
+
+    /// What becomes of a child that makes this call under the filter: its errno, or that it was killed.
+    fn verdict(number: i64, arguments: [u64; 4]) -> Result<i32, Signal> {
+        let (soft, hard) = compile(&ROWS).unwrap();
+        let child = crate::process::fork(SingleThread::for_tests()).unwrap();
+        let nix::unistd::ForkResult::Parent { child } = child else {
+            if nix::sys::prctl::set_no_new_privs().is_err()
+                || apply_filter(&soft).is_err()
+                || apply_filter(&hard).is_err()
+            {
+                exit_now(255);
+            }
+            // SAFETY: the calls of this test use no memory of this process: descriptors, lengths and flags only.
+            let result = unsafe {
+                libc::syscall(number, arguments[0], arguments[1], arguments[2], arguments[3], 0, 0)
+            };
+            exit_now(if result < 0 { nix::errno::Errno::last_raw() } else { 0 })
+        };
+        match waitpid(child, None).unwrap() {
+            WaitStatus::Exited(_, status) => Ok(status),
+            WaitStatus::Signaled(_, signal, _) => Err(signal),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_call_without_a_row_ends_the_process() {
+        const X32: i64 = 0x4000_0000;
+        let killed = Err(Signal::SIGSYS);
+        assert_eq!(verdict(libc::SYS_getppid, [0; 4]), killed);
+        assert_eq!(verdict(libc::SYS_execve, [0; 4]), killed);
+        assert_eq!(verdict(libc::SYS_fcntl | X32, [0; 4]), killed);
+        assert_eq!(verdict(9999, [0; 4]), killed);
+    }
+
+    #[test]
+    fn arguments_are_compared_as_the_kernel_takes_them() {
+        let (getfd, setfd) = (libc::F_GETFD as u64, libc::F_SETFD as u64);
+        assert_eq!(verdict(libc::SYS_fcntl, [9999, getfd, 0, 0]), Ok(libc::EBADF));
+        assert_eq!(verdict(libc::SYS_fcntl, [9999, setfd, 0, 0]), Err(Signal::SIGSYS));
+        // The upper half of a 32-bit argument does not reach the kernel, and changes nothing here.
+        assert_eq!(verdict(libc::SYS_fcntl, [9999, getfd | 1 << 32, 0, 0]), Ok(libc::EBADF));
+        assert_eq!(verdict(libc::SYS_fcntl, [9999, setfd | 1 << 32, 0, 0]), Err(Signal::SIGSYS));
+        let page = 4096;
+        assert_eq!(verdict(libc::SYS_mmap, [0, page, libc::PROT_READ as u64, 0]), Ok(libc::EINVAL));
+        assert_eq!(
+            verdict(libc::SYS_mmap, [0, page, (libc::PROT_READ | libc::PROT_EXEC) as u64, 0]),
+            Err(Signal::SIGSYS)
+        );
+    }
+
+    #[test]
+    fn a_soft_row_fails_and_does_not_end_the_process() {
+        assert_eq!(verdict(libc::SYS_openat, [0; 4]), Ok(libc::EACCES));
+    }
+
+    #[test]
+    fn a_list_with_two_rows_for_one_call_is_refused() {
+        let twice = [ROWS[0], ROWS[0]];
+        assert!(compile(&twice).is_err());
+    }
+}

@@ -56,7 +56,8 @@ impl std::error::Error for ChannelError {}
 impl From<Errno> for ChannelError {
     fn from(errno: Errno) -> Self {
         match errno {
-            Errno::EAGAIN => Self::NotNow,
+            // ETOOMANYREFS: more descriptors of this user are on their way than it may have open. They will be read.
+            Errno::EAGAIN | Errno::ETOOMANYREFS => Self::NotNow,
             Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN => Self::Closed,
             other => Self::Io(other.into()),
         }

@@ -20,28 +20,22 @@ pub const MAX_PROGRAM: usize = 32 << 20;
 /// Bytes of one instruction. Source: Documentation/bpf/standardization/instruction-set.rst.
 pub const INSN: usize = 8;
 
-/// A map type that an app may have. Types that hold programs, sockets, devices, other maps or pieces of other
-/// kernel objects are not here: whoever writes to them acts on more than data.
-struct MapType {
-    number: u32,
-    name: &'static str,
-    per_cpu: bool,
-}
-
+/// `enum bpf_map_type` by number, as bpftool writes the names. Source: include/uapi/linux/bpf.h, Linux 6.18.
 #[rustfmt::skip]
-const MAP_TYPES: [MapType; 12] = [
-    MapType { number: 1, name: "hash", per_cpu: false },
-    MapType { number: 2, name: "array", per_cpu: false },
-    MapType { number: 5, name: "percpu_hash", per_cpu: true },
-    MapType { number: 6, name: "percpu_array", per_cpu: true },
-    MapType { number: 7, name: "stack_trace", per_cpu: false },
-    MapType { number: 9, name: "lru_hash", per_cpu: false },
-    MapType { number: 10, name: "lru_percpu_hash", per_cpu: true },
-    MapType { number: 11, name: "lpm_trie", per_cpu: false },
-    MapType { number: 22, name: "queue", per_cpu: false },
-    MapType { number: 23, name: "stack", per_cpu: false },
-    MapType { number: 27, name: "ringbuf", per_cpu: false },
-    MapType { number: 30, name: "bloom_filter", per_cpu: false },
+const MAP_TYPES: [&str; 35] = [
+    "unspec", "hash", "array", "prog_array", "perf_event_array", "percpu_hash", "percpu_array", "stack_trace",
+    "cgroup_array", "lru_hash", "lru_percpu_hash", "lpm_trie", "array_of_maps", "hash_of_maps", "devmap", "sockmap",
+    "cpumap", "xskmap", "sockhash", "cgroup_storage", "reuseport_sockarray", "percpu_cgroup_storage", "queue", "stack",
+    "sk_storage", "devmap_hash", "struct_ops", "ringbuf", "inode_storage", "task_storage", "bloom_filter",
+    "user_ringbuf", "cgrp_storage", "arena", "insn_array",
+];
+
+/// The types that an app may have. Types that hold programs, sockets, devices, other maps or pieces of other kernel
+/// objects are not here: whoever writes to them acts on more than data.
+#[rustfmt::skip]
+const ALLOWED: [&str; 12] = [
+    "hash", "array", "percpu_hash", "percpu_array", "stack_trace", "lru_hash", "lru_percpu_hash", "lpm_trie", "queue",
+    "stack", "ringbuf", "bloom_filter",
 ];
 
 /// `BPF_F_NO_PREALLOC`, `NO_COMMON_LRU`, `RDONLY_PROG`, `WRONLY_PROG`, `MMAPABLE`: none of them widens who may do what.
@@ -49,15 +43,12 @@ const MAP_FLAGS: u32 = 1 << 0 | 1 << 1 | 1 << 7 | 1 << 8 | 1 << 10;
 
 /// The name of a map type as bpftool writes it.
 pub fn map_type_name(number: u32) -> String {
-    MAP_TYPES
-        .iter()
-        .find(|t| t.number == number)
-        .map_or_else(|| format!("type_{number}"), |t| t.name.to_owned())
+    MAP_TYPES.get(number as usize).map_or_else(|| format!("type_{number}"), |name| (*name).to_owned())
 }
 
 /// Whether user space sees one value per CPU.
 pub fn is_per_cpu(map_type: u32) -> bool {
-    MAP_TYPES.iter().any(|t| t.number == map_type && t.per_cpu)
+    map_type_name(map_type).contains("percpu")
 }
 
 /// Checks a map of an object; gives the bytes that it will take at least on a machine with `cpus` possible CPUs.
@@ -68,12 +59,13 @@ pub fn check_map(map: &MapCreate, cpus: u32) -> Result<u64, Refusal> {
     if map.name.len() > 15 {
         return refuse("a map name is longer than the kernel allows".into());
     }
-    let Some(kind) = MAP_TYPES.iter().find(|t| t.number == map.map_type) else {
+    let kind = map_type_name(map.map_type);
+    if !ALLOWED.contains(&kind.as_str()) {
         return refuse(format!(
-            "map {} is of type {}, which apps may not have: it can hold more than data",
-            map.name, map.map_type
+            "map {} is of type {kind}, which apps may not have: it can hold more than data",
+            map.name
         ));
-    };
+    }
     if map.flags & !MAP_FLAGS != 0 {
         return refuse(format!(
             "map {} has flags {:#x} that apps may not set",
@@ -81,15 +73,15 @@ pub fn check_map(map: &MapCreate, cpus: u32) -> Result<u64, Refusal> {
             map.flags & !MAP_FLAGS
         ));
     }
-    if map.extra != 0 && (kind.name != "bloom_filter" || map.extra > 15) {
+    if map.extra != 0 && (kind != "bloom_filter" || map.extra > 15) {
         return refuse(format!("map {} sets map_extra, which only bloom filters may", map.name));
     }
     let (key, value, entries) =
         (u64::from(map.key_size), u64::from(map.value_size), u64::from(map.max_entries));
-    let cells = if kind.per_cpu { u64::from(cpus) } else { 1 };
+    let cells = if is_per_cpu(map.map_type) { u64::from(cpus) } else { 1 };
     // Per entry of a hash table: bucket, list and element header, about 64 bytes (kernel/bpf/hashtab.c).
-    let overhead = if matches!(kind.name, "array" | "percpu_array" | "queue" | "stack") { 0 } else { 64 };
-    let bytes = match kind.name {
+    let overhead = if matches!(kind.as_str(), "array" | "percpu_array" | "queue" | "stack") { 0 } else { 64 };
+    let bytes = match kind.as_str() {
         "ringbuf" => entries,
         "bloom_filter" => entries.saturating_mul(value.saturating_add(4)),
         _ => {

@@ -29,5 +29,8 @@ pub mod uapi;
 /// The Varlink interface that clients speak, word for word.
 pub const INTERFACE: &str = include_str!("../io.bpfgate.varlink");
 
+/// Where clients find the broker if nothing else is said.
+pub const DEFAULT_SOCKET: &str = "/run/bpfgate/io.bpfgate";
+
 /// The version of the inner channels; broker, helper and loader of different versions refuse each other.
 pub const INNER_VERSION: u32 = 1;
