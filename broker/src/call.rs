@@ -1,10 +1,10 @@
 //! From the bytes of a client to a typed request. Whatever is not exactly a call of the interface is refused here.
 
 use bpfgate_protocol::hooks::Kind;
-use bpfgate_protocol::messages::helper::{Global, Target, ToHelper};
-use bpfgate_protocol::messages::{Bytes, InstanceId, LinkId, SessionId};
+use bpfgate_protocol::messages::helper::{Global, Target, Verb};
+use bpfgate_protocol::messages::{Bytes, InstanceId, LinkId};
 use bpfgate_protocol::names::{AppName, GlobalName, NameError};
-use bpfgate_protocol::refusal::{Class, Refusal, printable};
+use bpfgate_protocol::refusal::{Refusal, printable};
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, value::RawValue};
@@ -35,7 +35,7 @@ pub(crate) enum Call {
     /// `io.bpfgate.Open`. A text that cannot be the name of an app is the name of none.
     Open { app: Option<AppName>, text: String },
     /// Everything that needs a session.
-    Verb(ToHelper),
+    Verb(Verb),
 }
 
 /// Why a call is not understood.
@@ -53,7 +53,7 @@ impl From<Refusal> for Misunderstood {
 }
 
 fn invalid(why: impl fmt::Display) -> Refusal {
-    Refusal::new(Class::Invalid, printable(&why.to_string(), 300))
+    Refusal::invalid(printable(&why.to_string(), 300))
 }
 
 impl Frame {
@@ -76,8 +76,8 @@ impl Frame {
         serde_json::from_str(text).map_err(|e| invalid(format!("the parameters of {}: {e}", self.split().1)))
     }
 
-    /// The call, for the session with this number.
-    pub(crate) fn call(&self, session: SessionId) -> Result<Call, Misunderstood> {
+    /// The call.
+    pub(crate) fn call(&self) -> Result<Call, Misunderstood> {
         match self.split() {
             ("org.varlink.service", "GetInfo") => {
                 let Empty {} = self.parameters()?;
@@ -91,7 +91,7 @@ impl Frame {
                 let Open { app } = self.parameters()?;
                 Ok(Call::Open { app: app.parse().ok(), text: app })
             }
-            ("io.bpfgate", _) => self.verb(session).map(Call::Verb),
+            ("io.bpfgate", _) => self.verb().map(Call::Verb),
             ("org.varlink.service", _) => Err(Misunderstood::Standard(
                 "org.varlink.service.MethodNotFound",
                 serde_json::json!({"method": printable(&self.method, 100)}),
@@ -106,15 +106,14 @@ impl Frame {
         }
     }
 
-    fn verb(&self, session: SessionId) -> Result<ToHelper, Misunderstood> {
+    fn verb(&self) -> Result<Verb, Misunderstood> {
         Ok(match self.split().1 {
             "Load" => {
                 let p: Load = self.parameters()?;
                 let programs = p.programs.unwrap_or_default();
                 let programs =
                     programs.into_iter().map(|name| named("program", name)).collect::<Result<_, _>>()?;
-                ToHelper::Load {
-                    session,
+                Verb::Load {
                     object: named("object", p.object)?,
                     programs,
                     globals: p.globals.unwrap_or_default().0,
@@ -129,21 +128,18 @@ impl Frame {
                     }
                 };
                 let target = p.target.map_or(Ok(Target::Only), WireTarget::target)?;
-                ToHelper::Attach {
-                    session,
+                Verb::Attach {
                     instance: InstanceId(p.instance),
                     program: named("program", p.program)?,
                     hook,
                     target,
                 }
             }
-            "Detach" => ToHelper::Detach { session, link: LinkId(self.parameters::<Detach>()?.link) },
-            "Unload" => {
-                ToHelper::Unload { session, instance: InstanceId(self.parameters::<Unload>()?.instance) }
-            }
+            "Detach" => Verb::Detach { link: LinkId(self.parameters::<Detach>()?.link) },
+            "Unload" => Verb::Unload { instance: InstanceId(self.parameters::<Unload>()?.instance) },
             "Map" => {
                 let p: Map = self.parameters()?;
-                ToHelper::Map { session, instance: InstanceId(p.instance), map: named("name", p.name)? }
+                Verb::Map { instance: InstanceId(p.instance), map: named("name", p.name)? }
             }
             "ReadMap" => {
                 let p: ReadMap = self.parameters()?;
@@ -152,17 +148,11 @@ impl Frame {
                     return Err(invalid("limit is 1 to 256").into());
                 }
                 let cursor = Bytes(p.cursor.as_deref().map_or(Ok(Vec::new()), from_hex)?);
-                ToHelper::ReadMap {
-                    session,
-                    instance: InstanceId(p.instance),
-                    map: named("name", p.name)?,
-                    cursor,
-                    limit,
-                }
+                Verb::ReadMap { instance: InstanceId(p.instance), map: named("name", p.name)?, cursor, limit }
             }
             "List" => {
                 let Empty {} = self.parameters()?;
-                ToHelper::List { session }
+                Verb::List
             }
             _ => {
                 let method = printable(&self.method, 100);
@@ -176,20 +166,20 @@ impl Frame {
 }
 
 /// The verb and what it is about, for the audit record.
-pub(crate) fn subject(request: &ToHelper) -> String {
+pub(crate) fn subject(request: &Verb) -> String {
     match request {
-        ToHelper::Load { object, programs, .. } => {
+        Verb::Load { object, programs, .. } => {
             let names: Vec<&str> =
                 programs.iter().map(bpfgate_protocol::names::ProgramName::as_str).collect();
             format!("{object} {}", names.join(" ")).trim_end().to_owned()
         }
-        ToHelper::Attach { instance, program, target, .. } => format!("{}/{program} to {target}", instance.0),
-        ToHelper::Detach { link, .. } => format!("link {}", link.0),
-        ToHelper::Unload { instance, .. } => format!("instance {}", instance.0),
-        ToHelper::Map { instance, map, .. } | ToHelper::ReadMap { instance, map, .. } => {
+        Verb::Attach { instance, program, target, .. } => format!("{}/{program} to {target}", instance.0),
+        Verb::Detach { link, .. } => format!("link {}", link.0),
+        Verb::Unload { instance, .. } => format!("instance {}", instance.0),
+        Verb::Map { instance, map, .. } | Verb::ReadMap { instance, map, .. } => {
             format!("{}/{map}", instance.0)
         }
-        ToHelper::List { .. } | ToHelper::Open { .. } | ToHelper::Close { .. } => String::new(),
+        Verb::List => String::new(),
     }
 }
 
@@ -327,13 +317,13 @@ mod tests {
 
     fn call(text: &str) -> Result<Call, String> {
         let frame = Frame::parse(text.as_bytes()).map_err(|r| r.why)?;
-        frame.call(SessionId(1)).map_err(|m| match m {
+        frame.call().map_err(|m| match m {
             Misunderstood::Refusal(refusal) => format!("{}: {}", refusal.class.name(), refusal.why),
             Misunderstood::Standard(name, parameters) => format!("{name} {parameters}"),
         })
     }
 
-    fn verb(text: &str) -> ToHelper {
+    fn verb(text: &str) -> Verb {
         match call(text) {
             Ok(Call::Verb(verb)) => verb,
             Ok(_) => panic!("another call"),
@@ -346,20 +336,15 @@ mod tests {
         let load = verb(
             r#"{"method":"io.bpfgate.Load","parameters":{"object":"o","globals":{"a":-1,"b":18446744073709551615}}}"#,
         );
-        let ToHelper::Load { globals, .. } = load else { panic!() };
+        let Verb::Load { globals, .. } = load else { panic!() };
         assert_eq!(globals.iter().map(|g| g.value).collect::<Vec<_>>(), [-1, i128::from(u64::MAX)]);
         let attach = verb(
             r#"{"method":"io.bpfgate.Attach","parameters":{"instance":3,"program":"p","target":{"interface":"eth0"}}}"#,
         );
-        assert!(matches!(
-            attach,
-            ToHelper::Attach { target: Target::Interface(_), instance: InstanceId(3), .. }
-        ));
+        assert!(matches!(attach, Verb::Attach { target: Target::Interface(_), instance: InstanceId(3), .. }));
         let read =
             verb(r#"{"method":"io.bpfgate.ReadMap","parameters":{"instance":3,"name":"m","cursor":"00fF"}}"#);
-        assert!(
-            matches!(read, ToHelper::ReadMap { cursor: Bytes(ref c), limit: 256, .. } if c[..] == [0, 255])
-        );
+        assert!(matches!(read, Verb::ReadMap { cursor: Bytes(ref c), limit: 256, .. } if c[..] == [0, 255]));
         assert!(matches!(call(r#"{"method":"org.varlink.service.GetInfo"}"#), Ok(Call::Info)));
         assert!(matches!(
             call(r#"{"method":"io.bpfgate.Open","parameters":{"app":"../x"}}"#),
@@ -413,6 +398,6 @@ mod tests {
     fn a_global_that_is_set_twice_reaches_the_check_twice() {
         let load =
             verb(r#"{"method":"io.bpfgate.Load","parameters":{"object":"o","globals":{"a":1,"a":2}}}"#);
-        assert!(matches!(load, ToHelper::Load { globals, .. } if globals.len() == 2));
+        assert!(matches!(load, Verb::Load { globals, .. } if globals.len() == 2));
     }
 }

@@ -11,10 +11,10 @@ use bpfgate_protocol::authorize::{Permit, authorize};
 use bpfgate_protocol::channel::{Channel, send_stream};
 use bpfgate_protocol::identity::Peer;
 use bpfgate_protocol::messages::SessionId;
-use bpfgate_protocol::messages::helper::{Outcome, ToHelper};
+use bpfgate_protocol::messages::helper::{Outcome, ToHelper, Verb};
 use bpfgate_protocol::names::AppName;
 use bpfgate_protocol::policy::{Policy, Right};
-use bpfgate_protocol::refusal::{Class, Refusal, printable};
+use bpfgate_protocol::refusal::{Refusal, printable};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{Backlog, getsockopt, listen, sockopt};
@@ -175,8 +175,7 @@ impl Server {
             let count = self.per_user.entry(uid).or_default();
             if *count >= self.max_per_user {
                 let limit = self.max_per_user;
-                let refusal =
-                    Refusal::new(Class::Quota, format!("user {uid} has {limit} connections already"));
+                let refusal = Refusal::quota(format!("user {uid} has {limit} connections already"));
                 self.refuse_at_the_door(&stream.into(), &refusal);
                 continue;
             }
@@ -243,8 +242,7 @@ impl Server {
             match connection.next() {
                 Next::Request(bytes) => self.request(number, &bytes)?,
                 Next::TooLong => {
-                    let refusal =
-                        Refusal::new(Class::Invalid, format!("a request is longer than {MAX_REQUEST} bytes"));
+                    let refusal = Refusal::invalid(format!("a request is longer than {MAX_REQUEST} bytes"));
                     self.refuse(number, &refusal, false, "?", "", None)?;
                     self.close_after_reply(number);
                 }
@@ -323,8 +321,7 @@ impl Server {
             }
         };
         let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
-        let session = connection.session.as_ref().map_or(SessionId(0), |session| session.id);
-        let plain = match frame.call(session) {
+        let plain = match frame.call() {
             Ok(Call::Info) => reply::info(),
             Ok(Call::Description { interface }) => reply::description(&interface),
             Err(Misunderstood::Standard(name, parameters)) => reply::standard(name, &parameters),
@@ -341,12 +338,12 @@ impl Server {
                     }
                 };
             }
-            Ok(Call::Verb(message)) => {
-                let (verb, about) = (message.row().name, subject(&message));
-                return match self.verb(number, message, frame.oneway) {
+            Ok(Call::Verb(verb)) => {
+                let (name, about) = (printable(frame.split().1, 30), subject(&verb));
+                return match self.verb(number, verb, frame.oneway) {
                     Ok(()) => Ok(()),
                     Err((refusal, policy)) => {
-                        self.refuse(number, &refusal, frame.oneway, verb, &about, policy.as_deref())
+                        self.refuse(number, &refusal, frame.oneway, &name, &about, policy.as_deref())
                     }
                 };
             }
@@ -392,10 +389,7 @@ impl Server {
         let no = |refusal: Refusal| (refusal, None);
         let Some(connection) = self.connections.get(&number) else { return Ok(()) };
         if connection.session.is_some() {
-            return Err(no(Refusal::new(
-                Class::Invalid,
-                "a connection is for one app, and Open was called before",
-            )));
+            return Err(no(Refusal::invalid("a connection is for one app, and Open was called before")));
         }
         let app = app.ok_or_else(|| no(Refusal::denied("this cannot be the name of an app")))?;
         let peer = Peer::of(connection.socket())
@@ -417,10 +411,7 @@ impl Server {
         let _early = authorize(&policy, &peer).map_err(with)?;
         if running.is_some_and(|helper| helper.sessions >= policy.limits.connections) {
             let limit = policy.limits.connections;
-            return Err(with(Refusal::new(
-                Class::Quota,
-                format!("the policy allows {limit} connections at a time"),
-            )));
+            return Err(with(Refusal::quota(format!("the policy allows {limit} connections at a time"))));
         }
         if running.is_none() {
             self.start_helper(&app, &policy, now).map_err(with)?;
@@ -447,12 +438,11 @@ impl Server {
             Ok(true) => {}
             Ok(false) => {
                 let why = "the helper of this app did not start a moment ago; the broker's log says why; try again in some seconds";
-                return Err(Refusal::new(Class::Helper, why));
+                return Err(Refusal::helper(why));
             }
             Err(error) => {
                 log::error!("{error}");
-                return Err(Refusal::new(
-                    Class::Helper,
+                return Err(Refusal::helper(
                     "the helper of this app cannot be started; the broker's log says why",
                 ));
             }
@@ -463,27 +453,23 @@ impl Server {
         Ok(())
     }
 
-    fn verb(
-        &mut self,
-        number: u64,
-        message: ToHelper,
-        oneway: bool,
-    ) -> Result<(), (Refusal, Option<Arc<Policy>>)> {
+    fn verb(&mut self, number: u64, verb: Verb, oneway: bool) -> Result<(), (Refusal, Option<Arc<Policy>>)> {
         let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
         let opened =
             connection.session.as_ref().and_then(|session| Some((session, session.permit.as_ref()?)));
         let Some((session, permit)) = opened else {
-            return Err((Refusal::new(Class::Invalid, "Open comes first"), None));
+            return Err((Refusal::invalid("Open comes first"), None));
         };
         let Some((helper_number, helper)) =
             self.helper_of.get(&session.app).and_then(|n| Some((*n, self.helpers.get_mut(n)?)))
         else {
-            return Err((Refusal::new(Class::Helper, "the helper of this app has ended"), None));
+            return Err((Refusal::helper("the helper of this app has ended"), None));
         };
-        early(helper, permit, &message).map_err(|refusal| (refusal, Some(permit.policy().clone())))?;
+        early(helper, permit, &verb).map_err(|refusal| (refusal, Some(permit.policy().clone())))?;
         let request = self.audit.request_id();
         let asker = Asker { connection: number, peer: session.peer.clone(), request, oneway };
-        let tag = Tag { asker: Some(asker), subject: subject(&message) };
+        let tag = Tag { asker: Some(asker), subject: subject(&verb) };
+        let message = ToHelper::Ask { session: session.id, verb };
         helper.push(Request { message, tag });
         connection.busy = true;
         self.pass_on(helper_number);
@@ -561,7 +547,9 @@ impl Server {
             (record.verdict, record.why) = (refusal.class.name(), Some(refusal.why.as_str()));
         }
         self.audit.write(&record)?;
-        if let (Outcome::Loaded { instance, .. }, ToHelper::Load { object, .. }) = (&outcome, &message) {
+        if let (Outcome::Loaded { instance, .. }, ToHelper::Ask { verb: Verb::Load { object, .. }, .. }) =
+            (&outcome, &message)
+        {
             helper.remember(instance.0, object.clone());
         }
         let policy = helper.policy.clone();
@@ -609,10 +597,8 @@ impl Server {
         if !helper.was_ready() {
             self.starter.failed(&app, Instant::now());
         }
-        let refusal = Refusal::new(
-            Class::Helper,
-            "the helper of this app has ended or did not start; the broker's log says why",
-        );
+        let refusal =
+            Refusal::helper("the helper of this app has ended or did not start; the broker's log says why");
         for Request { message, tag } in helper.into_requests() {
             let Some(Asker { connection, peer, request, oneway }) = tag.asker else { continue };
             let mut record = Record::of(&peer, &request, message.row().name, &tag.subject);
@@ -642,21 +628,21 @@ impl Server {
 
 /// The early check: the same one that the helper makes, to answer at once and to say why. What it cannot know here
 /// (an instance of before) is left to the helper.
-fn early(helper: &Helper<Tag>, permit: &Permit, message: &ToHelper) -> Result<(), Refusal> {
-    match message {
-        ToHelper::Load { object, programs, globals, .. } => permit.load(object, programs, globals).map(drop),
-        ToHelper::Attach { instance, program, hook, target, .. } => match helper.object(instance.0) {
+fn early(helper: &Helper<Tag>, permit: &Permit, verb: &Verb) -> Result<(), Refusal> {
+    match verb {
+        Verb::Load { object, programs, globals, .. } => permit.load(object, programs, globals).map(drop),
+        Verb::Attach { instance, program, hook, target, .. } => match helper.object(instance.0) {
             Some(object) => permit.attach(object, program, *hook, target).map(drop),
             None => permit.right(Right::Attach).map(drop),
         },
-        ToHelper::Map { instance, map, .. } | ToHelper::ReadMap { instance, map, .. } => {
+        Verb::Map { instance, map, .. } | Verb::ReadMap { instance, map, .. } => {
             match helper.object(instance.0) {
                 Some(object) => permit.map(object, map).map(drop),
                 None => permit.right(Right::Maps).map(drop),
             }
         }
-        ToHelper::Detach { .. } => permit.right(Right::Attach).map(drop),
-        ToHelper::Unload { .. } => permit.right(Right::Load).map(drop),
-        ToHelper::List { .. } | ToHelper::Open { .. } | ToHelper::Close { .. } => Ok(()),
+        Verb::Detach { .. } => permit.right(Right::Attach).map(drop),
+        Verb::Unload { .. } => permit.right(Right::Load).map(drop),
+        Verb::List => Ok(()),
     }
 }

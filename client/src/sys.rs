@@ -2,22 +2,17 @@
 //!
 //! Each submodule offers functions that are safe to call with any argument: they check lengths
 //! and ranges themselves instead of relying on the caller.
-#![allow(
-    unsafe_code,
-    reason = "bpf(2), mmap(2), recvmsg(2) with descriptors and fork(2) have no safe wrapper"
-)]
+#![allow(unsafe_code, reason = "bpf(2), mmap(2) and fork(2) have no safe wrapper")]
 
 mod bpf;
 mod memory;
 mod process;
-mod socket;
 
 #[cfg(test)]
 pub(crate) use bpf::testing;
 pub(crate) use bpf::{BatchCursor, MapFd, RawInfo};
 pub(crate) use memory::{Protection, Region};
 pub(crate) use process::{Image, spawn};
-pub(crate) use socket::receive;
 
 use std::io;
 

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Refusal};
-use crate::sys;
+use bpfgate_protocol::channel::receive;
 
 /// The broker reads no longer request; saying so here saves the round trip.
 const MAX_REQUEST: usize = 64 * 1024;
@@ -137,7 +137,9 @@ impl Connection {
         let mut chunk = vec![0; CHUNK];
         loop {
             self.wait(started, &mut noticed)?;
-            let got = match sys::receive(self.stream.as_fd(), &mut chunk) {
+            let got = match receive(self.stream.as_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT)
+                .map_err(io::Error::from)
+            {
                 Ok(got) => got,
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => continue,
@@ -148,7 +150,7 @@ impl Connection {
             if got.truncated {
                 return Err(Error::Io { doing: RECEIVING, source: Errno::EMFILE.into() });
             }
-            if got.bytes == 0 {
+            if got.len == 0 {
                 return Err(Error::io(RECEIVING)(closed()));
             }
             // One message holds as many as a reply may have. Whether they came with its first byte
@@ -157,7 +159,7 @@ impl Connection {
                 return Err(Error::Protocol("descriptors came twice in one reply".to_owned()));
             }
             fds.extend(got.fds);
-            let bytes = &chunk[..got.bytes];
+            let bytes = &chunk[..got.len];
             let end = bytes.iter().position(|byte| *byte == 0);
             text.extend_from_slice(&bytes[..end.unwrap_or(bytes.len())]);
             if text.len() > MAX_REPLY {

@@ -1,16 +1,16 @@
 //! Attaching: one arm per kind of target. Links keep a program attached as long as somebody holds them; here they are
 //! held until they are detached or their instance ends.
 
-use crate::bpf;
 use crate::inventory::Inventory;
 use crate::loader::Loader;
 use crate::loading;
+use bpfgate_bpf as bpf;
+use bpfgate_bpf::uapi::{self, attach};
 use bpfgate_protocol::authorize::AttachPermit;
 use bpfgate_protocol::messages::helper::Target;
 use bpfgate_protocol::names::{InterfaceName, ProgramName};
 use bpfgate_protocol::policy::{Direction, Hook, XdpMode};
-use bpfgate_protocol::refusal::{Class, Refusal};
-use bpfgate_protocol::uapi::{self, attach};
+use bpfgate_protocol::refusal::Refusal;
 use nix::errno::Errno;
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -69,10 +69,9 @@ pub(crate) fn attach(
             let events = inventory.tracepoints.get_mut(event).ok_or_else(missing)?;
             let events = events.as_mut().map_err(|refusal| refusal.clone())?;
             let Some(free) = events.pop() else {
-                return Err(Refusal::new(
-                    Class::Quota,
-                    format!("tracepoint {event} has no place left for another program of this app"),
-                ));
+                return Err(Refusal::quota(format!(
+                    "tracepoint {event} has no place left for another program of this app"
+                )));
             };
             let target = free.as_raw_fd().cast_unsigned();
             let made = link(
@@ -121,22 +120,19 @@ fn opened<'a, K: Ord>(
 
 fn interface(inventory: &Inventory, name: &InterfaceName) -> Result<u32, Refusal> {
     bpf::interface_index(inventory.network.as_fd(), name).map_err(|errno| {
-        let mut refusal = Refusal::kernel("SIOCGIFINDEX", errno as i32);
-        refusal.why = format!("there is no interface {name} in the network namespace of the helper");
-        refusal
+        let why = format!("there is no interface {name} in the network namespace of the helper");
+        Refusal::kernel_because("SIOCGIFINDEX", errno as i32, why)
     })
 }
 
 fn link(program: &ProgramName, target: &Target, made: Result<OwnedFd, Errno>) -> Result<Attached, Refusal> {
     made.map(Attached::from).map_err(|errno| {
-        let mut refusal = Refusal::kernel("BPF_LINK_CREATE", errno as i32);
         let hint = match errno {
             Errno::EBUSY | Errno::EEXIST => "; another program is attached there",
             Errno::EINVAL | Errno::EOPNOTSUPP => "; this kernel or this driver cannot do it",
             _ => "",
         };
-        refusal.why =
-            format!("the kernel does not attach program {program} to {target}: {}{hint}", errno.desc());
-        refusal
+        let why = format!("the kernel does not attach program {program} to {target}: {}{hint}", errno.desc());
+        Refusal::kernel_because("BPF_LINK_CREATE", errno as i32, why)
     })
 }

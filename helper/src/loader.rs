@@ -5,7 +5,7 @@ use bpfgate_lockdown::{Fatal, Step, capabilities, spawn};
 use bpfgate_protocol::INNER_VERSION;
 use bpfgate_protocol::channel::{Channel, ChannelError};
 use bpfgate_protocol::messages::loader::{FromLeash, FromLoader, ToLeash, ToLoader};
-use bpfgate_protocol::refusal::{Class, Refusal};
+use bpfgate_protocol::refusal::Refusal;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use std::ffi::CString;
@@ -72,20 +72,16 @@ impl Loader {
                 let how = self.announcement()?;
                 self.throw_away()?;
                 let how = how.unwrap_or_else(|| "is gone".into());
-                Err(Refusal::new(
-                    Class::Object,
-                    format!(
-                        "libbpf {how} while it worked on this object; the object is damaged or hits a bug of libbpf"
-                    ),
-                ))
+                Err(Refusal::object(format!(
+                    "libbpf {how} while it worked on this object; the object is damaged or hits a bug of libbpf"
+                )))
             }
             [false, false] => {
                 self.kill()?;
                 let seconds = PATIENCE / 1000;
-                Err(Refusal::new(
-                    Class::Object,
-                    format!("libbpf did not come to an end with this object within {seconds} s"),
-                ))
+                Err(Refusal::object(format!(
+                    "libbpf did not come to an end with this object within {seconds} s"
+                )))
             }
         }
     }
@@ -126,15 +122,12 @@ impl Loader {
         } else if let Err(refusal) = self.kill() {
             return refusal;
         }
-        Refusal::new(Class::Object, "libbpf went astray while it worked on this object")
+        Refusal::object("libbpf went astray while it worked on this object")
     }
 }
 
 fn lost() -> Refusal {
-    Refusal::new(
-        Class::Helper,
-        "the loader of this app has ended; what is attached goes on, new loads need a new helper",
-    )
+    Refusal::helper("the loader of this app has ended; what is attached goes on, new loads need a new helper")
 }
 
 /// Which of these can be read, or are at their end, within so many milliseconds.

@@ -2,9 +2,8 @@
 //! made. The loader is believed nothing: it says which of the permitted programs it means, and everything
 //! else is read from the bytes it sent.
 
-use crate::bpf;
 use crate::loader::Loader;
-use crate::maps::Details;
+use bpfgate_bpf::{self as bpf, PossibleCpus};
 use bpfgate_protocol::authorize::LoadPermit;
 use bpfgate_protocol::inspect::{self, INSN};
 use bpfgate_protocol::messages::Bulk;
@@ -33,7 +32,7 @@ pub(crate) struct Budget {
 /// A load that is done.
 pub(crate) struct Loaded {
     pub(crate) programs: Vec<(ProgramName, OwnedFd)>,
-    pub(crate) maps: Vec<(MapName, OwnedFd, Details)>,
+    pub(crate) maps: Vec<(MapName, OwnedFd)>,
     pub(crate) map_bytes: u64,
 }
 
@@ -51,14 +50,14 @@ impl From<Refusal> for Failed {
 }
 
 enum Held {
-    Map { fd: OwnedFd, details: Details, purpose: Purpose },
+    Map { fd: OwnedFd, purpose: Purpose },
     Btf(OwnedFd),
 }
 
 struct Transaction<'a> {
     permit: &'a LoadPermit,
     budget: Budget,
-    cpus: u32,
+    cpus: PossibleCpus,
     held: Vec<Held>,
     programs: Vec<Option<OwnedFd>>,
     maps: u32,
@@ -72,15 +71,14 @@ pub(crate) fn load(
     permit: &LoadPermit,
     object: BorrowedFd<'_>,
     budget: Budget,
-    cpus: u32,
+    cpus: PossibleCpus,
 ) -> Result<Loaded, Failed> {
     let programs = permit.plan();
     if programs.len() > budget.programs as usize {
         let limit = permit.policy().limits.programs;
-        return Err(Refusal::new(
-            Class::Quota,
-            format!("this would be more than the {limit} programs that the policy allows at a time"),
-        )
+        return Err(Refusal::quota(format!(
+            "this would be more than the {limit} programs that the policy allows at a time"
+        ))
         .into());
     }
     let mut transaction = Transaction {
@@ -107,9 +105,7 @@ pub(crate) fn load(
             FromLoader::Refused { refusal, log } => return Err(transaction.failed(refusal, log, fd)),
             FromLoader::Found { .. } => {
                 loader.kill()?;
-                return Err(
-                    Refusal::new(Class::Object, "libbpf went astray while it worked on this object").into()
-                );
+                return Err(Refusal::object("libbpf went astray while it worked on this object").into());
             }
         };
         let fd = match &carry {
@@ -134,7 +130,7 @@ pub(crate) fn symbols(
         FromLoader::Refused { refusal, .. } => Err(foreign(refusal)),
         _ => {
             loader.kill()?;
-            Err(Refusal::new(Class::Object, "the loader went astray while it looked for symbols"))
+            Err(Refusal::object("the loader went astray while it looked for symbols"))
         }
     }
 }
@@ -203,7 +199,7 @@ impl Transaction<'_> {
                     self.maps += 1;
                     self.map_bytes = self.map_bytes.saturating_add(bytes);
                 }
-                let handle = self.hold(Held::Map { fd, details: Details::of(&map, self.cpus), purpose });
+                let handle = self.hold(Held::Map { fd, purpose });
                 (ToLoader::MapCreated { handle }, Carry::NewestMap)
             }
             Err(error) => {
@@ -217,9 +213,9 @@ impl Transaction<'_> {
 
     fn check_map(&self, map: &MapCreate) -> Result<u64, Refusal> {
         const ARRAY: u32 = 2;
-        let bytes = inspect::check_map(map, self.cpus)?;
+        let bytes = inspect::check_map(map, self.cpus.get())?;
         let limits = self.permit.policy().limits;
-        let quota = |what: String| Err(Refusal::new(Class::Quota, what));
+        let quota = |what: String| Err(Refusal::quota(what));
         if self.is_full() {
             return quota("the object asks for too many kernel objects".into());
         }
@@ -264,7 +260,7 @@ impl Transaction<'_> {
         let checked = self.check_program(&load, len).and_then(|()| {
             let mut bytes = bulk
                 .unpack(fd, inspect::MAX_PROGRAM)
-                .map_err(|_| Refusal::new(Class::Object, "the parts of a program do not add up"))?;
+                .map_err(|_| Refusal::object("the parts of a program do not add up"))?;
             self.check_instructions(&load, &mut bytes)?;
             Ok(bytes)
         });
@@ -298,7 +294,7 @@ impl Transaction<'_> {
     /// Reads the instructions and puts descriptors where the loader put handles.
     fn check_instructions(&self, load: &ProgLoad, bytes: &mut [u8]) -> Result<(), Refusal> {
         let Some((insns, _)) = bytes.split_at_mut_checked(load.parts.0 as usize) else {
-            return Err(Refusal::new(Class::Object, "the parts of a program do not add up"));
+            return Err(Refusal::object("the parts of a program do not add up"));
         };
         debug_assert!(insns.len().is_multiple_of(INSN));
         let slots = match load.purpose {
@@ -309,10 +305,10 @@ impl Transaction<'_> {
             match (slot.handle as usize).checked_sub(1).and_then(|i| self.held.get(i)) {
                 Some(Held::Map { fd, .. }) => inspect::patch(insns, slot, fd.as_raw_fd()),
                 _ => {
-                    return Err(Refusal::new(
-                        Class::Object,
-                        format!("instruction {} refers to a map that is not of this object", slot.index),
-                    ));
+                    return Err(Refusal::object(format!(
+                        "instruction {} refers to a map that is not of this object",
+                        slot.index
+                    )));
                 }
             }
         }
@@ -324,12 +320,11 @@ impl Transaction<'_> {
         if let Purpose::Object(index) = load.purpose {
             let name = self.permit.programs().nth(index as usize).map(|rule| rule.program.to_string());
             let name = name.unwrap_or_default();
-            let mut refusal = Refusal::kernel("BPF_PROG_LOAD", error as i32);
-            refusal.why = format!("the kernel refuses program {name}: {}", error.desc());
+            let why = format!("the kernel refuses program {name}: {}", error.desc());
+            let mut refusal = Refusal::kernel_because("BPF_PROG_LOAD", error as i32, why);
             if !log.is_empty() {
                 refusal.class = Class::Verifier;
-                refusal.why =
-                    format!("the verifier rejects program {name}: {}; its log says why", error.desc());
+                refusal.why.push_str("; the log of the verifier says why");
             }
             refusal.program = Some(name);
             self.refusal = Some(refusal);
@@ -351,9 +346,7 @@ impl Transaction<'_> {
     }
 
     fn finish(self, names: Vec<(MapName, Handle)>) -> Result<Loaded, Refusal> {
-        let astray = || {
-            Refusal::new(Class::Object, "libbpf says that the object is loaded, but a part of it is missing")
-        };
+        let astray = || Refusal::object("libbpf says that the object is loaded, but a part of it is missing");
         let plan = self.permit.programs().map(|rule| rule.program.clone());
         let programs: Option<Vec<_>> = plan.zip(self.programs).map(|(name, fd)| Some((name, fd?))).collect();
         let mut held: Vec<Option<Held>> = self.held.into_iter().map(Some).collect();
@@ -361,9 +354,7 @@ impl Transaction<'_> {
         for (name, handle) in names {
             let place = (handle as usize).checked_sub(1).and_then(|i| held.get_mut(i)).ok_or_else(astray)?;
             match place.take() {
-                Some(Held::Map { fd, details, purpose: Purpose::Object(_) }) => {
-                    maps.push((name, fd, details));
-                }
+                Some(Held::Map { fd, purpose: Purpose::Object(_) }) => maps.push((name, fd)),
                 _ => return Err(astray()),
             }
         }

@@ -8,7 +8,6 @@
 //! [`loading`]), the clients. Trusted: the kernel, root's policy file, the process that started this one.
 
 mod attach;
-mod bpf;
 mod inventory;
 mod loader;
 mod loading;
@@ -124,7 +123,7 @@ fn self_test() -> Result<(), Fatal> {
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {}
         other => return Err(Fatal(format!("self-test: opening a file gave {other:?}"))),
     }
-    match bpf::probe() {
+    match bpfgate_bpf::probe() {
         nix::errno::Errno::EBADF | nix::errno::Errno::EBADFD => Ok(()),
         other => Err(Fatal(format!("self-test: bpf(2) gave {other}"))),
     }

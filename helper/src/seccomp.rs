@@ -1,8 +1,8 @@
 //! The system calls of the helper, each with its reason. What is not here ends the process.
 
+use bpfgate_bpf::uapi::cmd;
 use bpfgate_lockdown::row;
 use bpfgate_lockdown::syscalls::{Row, When};
-use bpfgate_protocol::uapi::cmd;
 
 const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
 #[allow(clippy::cast_possible_truncation)] // an ioctl number has 32 bits
@@ -15,7 +15,7 @@ pub(crate) const BPF: [(u32, &str); 10] = [
     (cmd::MAP_LOOKUP_ELEM, "ReadMap"),
     (cmd::MAP_GET_NEXT_KEY, "ReadMap"),
     (cmd::PROG_LOAD, "programs of an object"),
-    (cmd::OBJ_GET_INFO_BY_FD, "the self-test"),
+    (cmd::OBJ_GET_INFO_BY_FD, "what a map is; the self-test"),
     (cmd::RAW_TRACEPOINT_OPEN, "attach to raw tracepoints"),
     (cmd::BTF_LOAD, "types of an object"),
     (cmd::MAP_FREEZE, "maps that are handed out frozen"),

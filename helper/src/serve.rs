@@ -12,11 +12,11 @@ use bpfgate_protocol::authorize::{Permit, authorize};
 use bpfgate_protocol::channel::{Channel, ChannelError};
 use bpfgate_protocol::hooks::Kind;
 use bpfgate_protocol::identity::Peer;
-use bpfgate_protocol::messages::helper::{FromHelper, Global, Outcome, ProgramInfo, Target, ToHelper};
+use bpfgate_protocol::messages::helper::{FromHelper, Global, Outcome, ProgramInfo, Target, ToHelper, Verb};
 use bpfgate_protocol::messages::{Bytes, InstanceId, LinkId, SessionId};
 use bpfgate_protocol::names::{MapName, ObjectName, ProgramName};
 use bpfgate_protocol::policy::{Access, Right};
-use bpfgate_protocol::refusal::{Class, Refusal};
+use bpfgate_protocol::refusal::Refusal;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::socket::{UnixAddr, getsockname};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -107,74 +107,44 @@ fn send(broker: &Channel, state: &State, done: Result<Done, Failed>) -> Result<(
 
 impl State {
     fn answer(&mut self, request: ToHelper, fd: Option<OwnedFd>) -> Result<Result<Done, Failed>, Fatal> {
-        let refusals = |result: Result<Done, Refusal>| Ok(result.map_err(Failed::from));
-        match request {
-            ToHelper::Open { session } => {
-                let socket = fd.ok_or_else(|| Fatal("Open without a socket".into()))?;
-                if !self.is_new(session) {
-                    return Err(Fatal("the broker uses a session number twice".into()));
+        let (ToHelper::Open { session } | ToHelper::Ask { session, .. } | ToHelper::Close { session }) =
+            request;
+        let is_new = self.is_new(session);
+        Ok(match (request, fd) {
+            (ToHelper::Open { .. }, Some(socket)) if is_new => {
+                self.open(session, socket).map_err(Failed::from)
+            }
+            (ToHelper::Ask { verb, .. }, None) if !is_new => match self.sessions.get(&session) {
+                Some(entry) => {
+                    let permit = entry.permit.clone();
+                    self.ask(session, &permit, verb)
                 }
-                refusals(self.open(session, socket))
-            }
-            ToHelper::Close { session } => {
-                self.known(session)?;
+                // The client went away before the broker knew.
+                None => Err(Refusal::gone("the session has ended").into()),
+            },
+            (ToHelper::Close { .. }, None) if !is_new => {
                 self.remove_session(session);
-                Ok(Ok(Done { outcome: Outcome::Done, line: None, fds: Vec::new() }))
+                Ok(Done { outcome: Outcome::Done, line: None, fds: Vec::new() })
             }
-            ToHelper::Load { session, object, programs, globals } => Ok(match self.permit(session)? {
-                Ok(permit) => self.load(session, &permit, &object, &programs, &globals),
-                Err(refusal) => Err(refusal.into()),
-            }),
-            other => refusals(self.answer_simple(other)?),
-        }
-    }
-
-    fn answer_simple(&mut self, request: ToHelper) -> Result<Result<Done, Refusal>, Fatal> {
-        let (ToHelper::Attach { session, .. }
-        | ToHelper::Detach { session, .. }
-        | ToHelper::Unload { session, .. }
-        | ToHelper::Map { session, .. }
-        | ToHelper::ReadMap { session, .. }
-        | ToHelper::List { session }
-        | ToHelper::Open { session }
-        | ToHelper::Load { session, .. }
-        | ToHelper::Close { session }) = &request;
-        let session = *session;
-        let permit = match self.permit(session)? {
-            Ok(permit) => permit,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
-        Ok(match request {
-            ToHelper::Attach { instance, program, hook, target, .. } => {
-                self.attach(session, &permit, instance, &program, hook, &target)
-            }
-            ToHelper::Detach { link, .. } => self.detach(session, &permit, link),
-            ToHelper::Unload { instance, .. } => self.unload(session, &permit, instance),
-            ToHelper::Map { instance, map, .. } => self.map(&permit, instance, &map),
-            ToHelper::ReadMap { instance, map, cursor, limit, .. } => {
-                self.read_map(&permit, instance, &map, &cursor, limit)
-            }
-            ToHelper::List { .. } => Ok(self.list_for(session, &permit)),
-            ToHelper::Open { .. } | ToHelper::Load { .. } | ToHelper::Close { .. } => {
-                return Err(Fatal("a request went the wrong way".into()));
-            }
+            _ => return Err(Fatal("the broker uses a session number out of order".into())),
         })
     }
 
-    fn known(&self, session: SessionId) -> Result<(), Fatal> {
-        if self.was_known(session) {
-            Ok(())
-        } else {
-            Err(Fatal("the broker names a session that was never opened".into()))
-        }
-    }
-
-    /// The permit of a session. A client may be gone before the broker knows.
-    fn permit(&self, session: SessionId) -> Result<Result<Permit, Refusal>, Fatal> {
-        self.known(session)?;
-        Ok(match self.sessions.get(&session) {
-            Some(session) => Ok(session.permit.clone()),
-            None => Err(Refusal::new(Class::Gone, "the session has ended")),
+    fn ask(&mut self, session: SessionId, permit: &Permit, verb: Verb) -> Result<Done, Failed> {
+        Ok(match verb {
+            Verb::Load { object, programs, globals } => {
+                self.load(session, permit, &object, &programs, &globals)?
+            }
+            Verb::Attach { instance, program, hook, target } => {
+                self.attach(session, permit, instance, &program, hook, &target)?
+            }
+            Verb::Detach { link } => self.detach(session, permit, link)?,
+            Verb::Unload { instance } => self.unload(session, permit, instance)?,
+            Verb::Map { instance, map } => self.map(permit, instance, &map)?,
+            Verb::ReadMap { instance, map, cursor, limit } => {
+                self.read_map(permit, instance, &map, &cursor, limit)?
+            }
+            Verb::List => self.list_for(session, permit)?,
         })
     }
 
@@ -191,10 +161,7 @@ impl State {
         let permit = authorize(&self.policy, &peer)?;
         if self.sessions.len() >= self.policy.limits.connections as usize {
             let limit = self.policy.limits.connections;
-            return Err(Refusal::new(
-                Class::Quota,
-                format!("the policy allows {limit} connections at a time"),
-            ));
+            return Err(Refusal::quota(format!("the policy allows {limit} connections at a time")));
         }
         let line = permit.line();
         self.sessions.insert(id, Session { permit, socket });
@@ -228,8 +195,7 @@ impl State {
                 Some(Program { info, fd })
             })
             .collect();
-        let mut maps: Vec<Map> =
-            loaded.maps.into_iter().map(|(name, fd, details)| Map::new(name, fd, details)).collect();
+        let mut maps: Vec<Map> = loaded.maps.into_iter().map(|(name, fd)| Map::new(name, fd)).collect();
         let (mut infos, mut lent) = (Vec::new(), Vec::new());
         for (place, map) in maps.iter_mut().enumerate() {
             // A client that may not have a map is not told of it.
@@ -242,7 +208,7 @@ impl State {
             if access.hands_over() {
                 lent.push(place);
             }
-            infos.push(map.info(access));
+            infos.push(map.info(access, self.inventory.cpus)?);
         }
         let program_infos: Vec<ProgramInfo> = programs.iter().map(|program| program.info.clone()).collect();
         let instance = self.add_instance(session, object.clone(), programs, maps, loaded.map_bytes);
@@ -266,22 +232,16 @@ impl State {
         let permit = permit.attach(&object, program, hook, target)?;
         if self.links() >= self.policy.limits.links as usize {
             let limit = self.policy.limits.links;
-            return Err(Refusal::new(
-                Class::Quota,
-                format!("the policy allows {limit} attachments at a time"),
-            ));
+            return Err(Refusal::quota(format!("the policy allows {limit} attachments at a time")));
         }
         let instance = self.instance(id)?;
         if let Some(link) = instance.link_to(program, permit.rule().hook.kind(), permit.target()) {
             let why =
                 format!("program {program} is attached to {} already, as link {}", permit.target(), link.0);
-            return Err(Refusal::new(Class::Invalid, why));
+            return Err(Refusal::invalid(why));
         }
         let Some(place) = instance.programs.iter().position(|p| p.info.name == *program) else {
-            return Err(Refusal::new(
-                Class::Invalid,
-                format!("program {program} was not loaded with this instance"),
-            ));
+            return Err(Refusal::invalid(format!("program {program} was not loaded with this instance")));
         };
         let program = self.instances[&id].programs[place].fd.as_fd();
         let attached = attach::attach(&mut self.inventory, &mut self.loader, &permit, program)?;
@@ -308,12 +268,12 @@ impl State {
     fn map(&mut self, permit: &Permit, id: InstanceId, name: &MapName) -> Result<Done, Refusal> {
         let permit = permit.map(&self.instance(id)?.object, name)?;
         let place = self.find_map(id, name)?;
-        let access = permit.access();
+        let (access, cpus) = (permit.access(), self.inventory.cpus);
         let Some(map) = self.instances.get_mut(&id).and_then(|instance| instance.maps.get_mut(place)) else {
             return Err(Refusal::denied("no such map"));
         };
         map.prepare(access)?;
-        let info = map.info(access);
+        let info = map.info(access, cpus)?;
         let fds = if info.fd { vec![Lend::Map(id, place)] } else { Vec::new() };
         Ok(Done { outcome: Outcome::Map(info), line: Some(permit.line()), fds })
     }
@@ -328,7 +288,7 @@ impl State {
     ) -> Result<Done, Refusal> {
         let permit = permit.map(&self.instance(id)?.object, name)?;
         let place = self.find_map(id, name)?;
-        let outcome = self.instance(id)?.maps[place].read(cursor, limit)?;
+        let outcome = self.instance(id)?.maps[place].read(cursor, limit, self.inventory.cpus)?;
         Ok(Done::plain(outcome, permit.line()))
     }
 
@@ -337,10 +297,10 @@ impl State {
         place.ok_or_else(|| Refusal::denied(format!("the object has no map {name}")))
     }
 
-    fn list_for(&self, session: SessionId, permit: &Permit) -> Done {
+    fn list_for(&self, session: SessionId, permit: &Permit) -> Result<Done, Refusal> {
         let access = |object: &ObjectName, map: &MapName| {
             permit.map(object, map).map_or(Access::None, bpfgate_protocol::authorize::MapPermit::access)
         };
-        Done::plain(Outcome::Instances(self.list(session, access)), permit.line())
+        Ok(Done::plain(Outcome::Instances(self.list(session, access)?), permit.line()))
     }
 }

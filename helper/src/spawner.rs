@@ -24,11 +24,20 @@ struct Spawner<'a> {
     running: BTreeMap<AppName, Pid>,
 }
 
+/// Whether there is any child.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Children {
+    None,
+    Some,
+}
+
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Fatal> {
     let mut broker = Channel::inherited(3).step("descriptor 3 is not the broker's channel")?;
     process::tame(4096)?;
     process::default_sigchld()?;
     capabilities::keep_to_make_helpers()?;
+    // Loaders outlive their helpers by a moment, and a helper cannot wait for its own.
+    nix::sys::prctl::set_child_subreaper(true).step("adopting what helpers leave")?;
     let alone = process::single_thread()?;
     // Opened now: whatever stands at these paths later, the same programs are started.
     let helper = spawn::open_program(std::path::Path::new("/proc/self/exe"))?;
@@ -39,10 +48,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Fatal> {
         let (ToSpawner::Spawn { app }, _) = match broker.recv() {
             Ok(received) => received,
             Err(ChannelError::NotNow) => {
-                spawner.reap()?;
+                let _ = spawner.reap()?;
                 continue;
             }
-            Err(ChannelError::Closed) => return Ok(()),
+            Err(ChannelError::Closed) => return spawner.wait_for_all(),
             Err(error) => return Err(Fatal::step("the broker", error)),
         };
         match spawner.spawn(alone, helper.as_fd(), &app) {
@@ -64,14 +73,7 @@ impl Spawner<'_> {
         app: &AppName,
     ) -> Result<Channel, Fatal> {
         // A helper whose channel is closed is about to end.
-        for _ in 0..100 {
-            self.reap()?;
-            if !self.running.contains_key(app) {
-                break;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-        if self.running.contains_key(app) {
+        if !self.wait_until(|spawner, _| !spawner.running.contains_key(app))? {
             return Err(Fatal(format!("the helper of {app} is still running")));
         }
         let uid = self.uid(app)?;
@@ -102,13 +104,31 @@ impl Spawner<'_> {
         Ok(next)
     }
 
-    fn reap(&mut self) -> Result<(), Fatal> {
+    /// The broker is gone; helpers end by themselves, and nobody else may be there to bury them.
+    fn wait_for_all(&mut self) -> Result<(), Fatal> {
+        self.wait_until(|_, children| children == Children::None).map(drop)
+    }
+
+    /// Waits at most a second; whether it came true.
+    fn wait_until(&mut self, come_true: impl Fn(&Self, Children) -> bool) -> Result<bool, Fatal> {
+        for _ in 0..100 {
+            let children = self.reap()?;
+            if come_true(self, children) {
+                return Ok(true);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        Ok(false)
+    }
+
+    fn reap(&mut self) -> Result<Children, Fatal> {
         loop {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) => {
                     self.running.retain(|_, running| *running != pid);
                 }
-                Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => return Ok(()),
+                Ok(WaitStatus::StillAlive) => return Ok(Children::Some),
+                Err(nix::errno::Errno::ECHILD) => return Ok(Children::None),
                 Ok(_) => {}
                 Err(error) => return Err(Fatal::step("waiting for helpers", error)),
             }

@@ -8,11 +8,11 @@ use crate::loading::Budget;
 use crate::maps::Map;
 use bpfgate_protocol::authorize::{AttachPermit, Permit};
 use bpfgate_protocol::hooks::Kind;
-use bpfgate_protocol::messages::helper::{InstanceInfo, LinkInfo, ProgramInfo, Target};
+use bpfgate_protocol::messages::helper::{InstanceInfo, LinkInfo, MapInfo, ProgramInfo, Target};
 use bpfgate_protocol::messages::{InstanceId, LinkId, SessionId};
 use bpfgate_protocol::names::{MapName, ObjectName, ProgramName};
 use bpfgate_protocol::policy::{Access, Keep, Policy};
-use bpfgate_protocol::refusal::{Class, Refusal};
+use bpfgate_protocol::refusal::Refusal;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -81,16 +81,11 @@ impl State {
         }
     }
 
-    /// A number for a session that was not used before; the broker counts up.
+    /// Whether the number was never used; the broker counts up.
     pub(crate) fn is_new(&mut self, id: SessionId) -> bool {
         let new = id.0 > self.last_session;
         self.last_session = self.last_session.max(id.0);
         new
-    }
-
-    /// Whether the number was in use once.
-    pub(crate) fn was_known(&self, id: SessionId) -> bool {
-        id.0 <= self.last_session
     }
 
     /// What the app may still have under its limits.
@@ -134,7 +129,7 @@ impl State {
 
     fn absent_instance(&self, id: InstanceId) -> Refusal {
         if (1..=self.last_instance).contains(&id.0) {
-            Refusal::new(Class::Gone, format!("instance {} was unloaded, or its session has ended", id.0))
+            Refusal::gone(format!("instance {} was unloaded, or its session has ended", id.0))
         } else {
             Refusal::denied(format!("there was never an instance {}", id.0))
         }
@@ -183,7 +178,7 @@ impl State {
         });
         let Some((instance, place)) = found else {
             return Err(if (1..=self.last_link).contains(&id.0) {
-                Refusal::new(Class::Gone, format!("link {} is detached already", id.0))
+                Refusal::gone(format!("link {} is detached already", id.0))
             } else {
                 Refusal::denied(format!("there was never a link {}", id.0))
             });
@@ -216,7 +211,7 @@ impl State {
         if shared {
             // A client may hold it too. Links of tracing programs do not know this command: those end with the
             // last descriptor, as the policy reference says of link_fd.
-            let _ = crate::bpf::link_detach(std::os::fd::AsFd::as_fd(&link));
+            let _ = bpfgate_bpf::link_detach(std::os::fd::AsFd::as_fd(&link));
         }
         drop(link);
         if let (Target::Event(name), Some(event), false) = (info.target, event, shared)
@@ -230,25 +225,29 @@ impl State {
         &self,
         session: SessionId,
         access: impl Fn(&ObjectName, &MapName) -> Access,
-    ) -> Vec<InstanceInfo> {
-        let info = |(id, instance): (&InstanceId, &Instance)| {
+    ) -> Result<Vec<InstanceInfo>, Refusal> {
+        let mut all = Vec::new();
+        for (id, instance) in &self.instances {
             // A listing carries no descriptors.
-            let maps = instance.maps.iter().filter_map(|map| match access(&instance.object, &map.name) {
-                Access::None => None,
-                access => Some(bpfgate_protocol::messages::helper::MapInfo { fd: false, ..map.info(access) }),
-            });
+            let mut maps = Vec::new();
+            for map in &instance.maps {
+                let access = access(&instance.object, &map.name);
+                if access != Access::None {
+                    maps.push(MapInfo { fd: false, ..map.info(access, self.inventory.cpus)? });
+                }
+            }
             let programs =
                 instance.programs.iter().map(|program| ProgramInfo { fd: false, ..program.info.clone() });
-            InstanceInfo {
+            all.push(InstanceInfo {
                 id: *id,
                 object: instance.object.clone(),
                 mine: instance.owner == Some(session),
                 programs: programs.collect(),
-                maps: maps.collect(),
+                maps,
                 links: instance.links.iter().map(|link| link.info.clone()).collect(),
-            }
-        };
-        self.instances.iter().map(info).collect()
+            });
+        }
+        Ok(all)
     }
 }
 

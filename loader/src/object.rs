@@ -6,7 +6,7 @@ use bpfgate_protocol::hooks::type_name;
 use bpfgate_protocol::messages::helper::Global;
 use bpfgate_protocol::messages::loader::{Handle, ProgramPlan};
 use bpfgate_protocol::names::{MapName, ObjectName};
-use bpfgate_protocol::refusal::{Class, Refusal};
+use bpfgate_protocol::refusal::Refusal;
 use libbpf_rs::libbpf_sys as sys;
 use libbpf_rs::{AsRawLibbpf, MapCore, ObjectBuilder, OpenObject, ProgramAttachType};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
@@ -143,7 +143,7 @@ fn select(object: &mut OpenObject, plan: &[ProgramPlan]) -> Result<Vec<(String, 
 /// Writes values to variables of `.rodata`, found by the object's own type information.
 fn set_globals(object: &mut OpenObject, globals: &[Global]) -> Result<(), Failure> {
     for global in globals {
-        let invalid = |why: String| Failure { refusal: Refusal::new(Class::Invalid, why), log: Vec::new() };
+        let invalid = |why: String| Failure { refusal: Refusal::invalid(why), log: Vec::new() };
         let Some((section, offset, size)) = find_global(object, global.name.as_str()) else {
             return Err(Failure::object(format!("the object has no .rodata variable {}", global.name)));
         };
@@ -222,6 +222,6 @@ fn failed(error: &libbpf_rs::Error, log: &mut Vec<u8>) -> Failure {
     let end = log.iter().position(|&b| b == 0).unwrap_or(log.len());
     log.truncate(end);
     let said = report::take_messages();
-    let refusal = Refusal::new(Class::Object, format!("libbpf cannot load the object: {error}; {said}"));
+    let refusal = Refusal::object(format!("libbpf cannot load the object: {error}; {said}"));
     Failure { refusal, log: std::mem::take(log) }
 }

@@ -1,8 +1,8 @@
 //! The system calls of the loader, each with its reason.
 
+use bpfgate_bpf::uapi::cmd;
 use bpfgate_lockdown::row;
 use bpfgate_lockdown::syscalls::{Row, When};
-use bpfgate_protocol::uapi::cmd;
 
 const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
 

@@ -5,7 +5,7 @@ use bpfgate_lockdown::{Fatal, Step, process, syscalls};
 use bpfgate_protocol::channel::{Channel, ChannelError};
 use bpfgate_protocol::messages::Bulk;
 use bpfgate_protocol::messages::loader::{FromLoader, ToLoader};
-use bpfgate_protocol::refusal::{Class, Refusal};
+use bpfgate_protocol::refusal::Refusal;
 use std::os::fd::{AsFd, OwnedFd};
 
 /// What a request came to, if not done: why, and the verifier's log.
@@ -16,7 +16,7 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn object(why: impl Into<String>) -> Self {
-        Self { refusal: Refusal::new(Class::Object, why), log: Vec::new() }
+        Self { refusal: Refusal::object(why), log: Vec::new() }
     }
 }
 

@@ -8,13 +8,13 @@
 // Arguments of system calls are taken as wide as the kernel takes them.
 #![allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::needless_pass_by_value)]
 
+use bpfgate_bpf::uapi::{BtfLoadAttr, MapCreateAttr, ProgLoadAttr, cmd};
 use bpfgate_protocol::channel::{Channel, ChannelError};
 use bpfgate_protocol::inspect::{self, INSN};
 use bpfgate_protocol::messages::Bulk;
 use bpfgate_protocol::messages::loader::{
     FromLoader, Handle, LogWanted, MapCreate, ProgLoad, Purpose, ToLoader,
 };
-use bpfgate_protocol::uapi::{BtfLoadAttr, MapCreateAttr, ProgLoadAttr, cmd};
 use nix::fcntl::{FcntlArg, fcntl};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -132,7 +132,7 @@ unsafe fn bpf(command: u32, attr: c_ulong, size: usize) -> c_long {
 ///
 /// # Safety
 /// `attr` points to `size` bytes. `T` is plain data for which every bit pattern is a value (the structs of
-/// [`bpfgate_protocol::uapi`]).
+/// [`bpfgate_bpf::uapi`]).
 unsafe fn read_attr<T: Default>(attr: c_ulong, size: usize) -> Result<T, i32> {
     let mut value = T::default();
     let known = size.min(size_of::<T>());

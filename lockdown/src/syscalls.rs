@@ -104,7 +104,6 @@ pub fn restrict(rows: &[Row]) -> Result<u32, Fatal> {
 mod tests {
     use super::*;
     use crate::process::{SingleThread, exit_now};
-    use crate::row;
     use nix::sys::signal::Signal;
     use nix::sys::wait::{WaitStatus, waitpid};
 

@@ -11,7 +11,7 @@ use crate::messages::helper::{Global, Target};
 use crate::messages::loader::ProgramPlan;
 use crate::names::{MapName, ObjectName, ProgramName};
 use crate::policy::{Access, Client, Hook, Object, Policy, ProgramRule, Right};
-use crate::refusal::{Class, Refusal};
+use crate::refusal::Refusal;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -135,7 +135,7 @@ impl Permit {
                 .by_line(rules.line));
             }
             if !seen.insert(program) {
-                return Err(Refusal::new(Class::Invalid, format!("program {program} is named twice")));
+                return Err(Refusal::invalid(format!("program {program} is named twice")));
             }
         }
         let mut names = BTreeSet::new();
@@ -147,11 +147,11 @@ impl Permit {
                 .by_line(rules.line));
             };
             if !names.insert(name) {
-                return Err(Refusal::new(Class::Invalid, format!("global {name} is set twice")));
+                return Err(Refusal::invalid(format!("global {name} is set twice")));
             }
             if !(i128::from(range.min)..=i128::from(range.max)).contains(value) {
                 let why = format!("global {name} may be {} to {}, not {value}", range.min, range.max);
-                return Err(Refusal::new(Class::Invalid, why).by_line(range.line));
+                return Err(Refusal::invalid(why).by_line(range.line));
             }
         }
         let programs = if programs.is_empty() { known } else { programs.to_vec() };
@@ -197,11 +197,8 @@ impl Permit {
             for (i, rule) in &candidates {
                 let literal = rule.hook.literal_targets();
                 let Some(literal) = literal else {
-                    return Err(Refusal::new(
-                        Class::Invalid,
-                        "name the target: the policy allows a pattern of them",
-                    )
-                    .by_line(rule.line));
+                    return Err(Refusal::invalid("name the target: the policy allows a pattern of them")
+                        .by_line(rule.line));
                 };
                 all.extend(literal.into_iter().map(|target| (*i, target)));
             }
@@ -211,11 +208,8 @@ impl Permit {
                 }
                 0 => Err(Refusal::denied(format!("no rule attaches program {program} of object {object}"))
                     .by_line(rules.line)),
-                n => Err(Refusal::new(
-                    Class::Invalid,
-                    format!("name the target: the policy allows {n} of them"),
-                )
-                .by_line(rules.line)),
+                n => Err(Refusal::invalid(format!("name the target: the policy allows {n} of them"))
+                    .by_line(rules.line)),
             };
         }
         match candidates.iter().find(|(_, rule)| rule.hook.allows(target)) {

@@ -49,7 +49,7 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::messages::{Bytes, helper::ToHelper, loader::FromLoader};
+    use crate::messages::{Bytes, helper::ToHelper, helper::Verb, loader::FromLoader};
 
     #[test]
     fn a_claimed_length_allocates_nothing() {
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn trailing_and_missing_bytes_are_refused() {
-        let message = ToHelper::List { session: crate::messages::SessionId(7) };
+        let message = ToHelper::Ask { session: crate::messages::SessionId(7), verb: Verb::List };
         let bytes = encode(&message).unwrap();
         assert!(decode::<ToHelper>(&bytes).is_ok());
         for cut in 0..bytes.len() {

@@ -9,7 +9,7 @@ use crate::functions;
 use crate::hooks::{Kind, type_name};
 use crate::messages::loader::{Handle, MapCreate, ProgLoad};
 use crate::policy::ProgramRule;
-use crate::refusal::{Class, Refusal};
+use crate::refusal::Refusal;
 
 /// The most BTF one object may bring, in bytes; the kernel's own limit is 16 MiB (`BTF_MAX_SIZE`).
 pub const MAX_BTF: usize = 8 << 20;
@@ -55,7 +55,7 @@ pub fn is_per_cpu(map_type: u32) -> bool {
 ///
 /// Errors: `Unsupported` (type or flags that no app may have)
 pub fn check_map(map: &MapCreate, cpus: u32) -> Result<u64, Refusal> {
-    let refuse = |why: String| Err(Refusal::new(Class::Unsupported, why));
+    let refuse = |why: String| Err(Refusal::unsupported(why));
     if map.name.len() > 15 {
         return refuse("a map name is longer than the kernel allows".into());
     }
@@ -105,7 +105,7 @@ pub fn check_program<'p>(
     let Some(rule) = permit.programs().nth(index as usize) else {
         return Err(Refusal::denied("the loader asks for a program that is not in the permit"));
     };
-    let object = |why: String| Refusal::new(Class::Object, why).by_line(rule.line);
+    let object = |why: String| Refusal::object(why).by_line(rule.line);
     let row = rule.hook.kind().row();
     if load.prog_type != row.prog_type || load.expected_attach_type != rule.hook.expected_attach_type() {
         return Err(object(format!(
@@ -134,7 +134,7 @@ pub fn check_program<'p>(
             rule.program,
             permit.policy().limits.instructions
         );
-        return Err(Refusal::new(Class::Quota, why));
+        return Err(Refusal::quota(why));
     }
     Ok(rule)
 }
@@ -174,11 +174,7 @@ pub fn check_probe(load: &ProgLoad, len: usize) -> Result<(), Refusal> {
         && load.flags == 0
         && load.name.len() <= 15
         && check_shape(load, len).is_ok();
-    if fine {
-        Ok(())
-    } else {
-        Err(Refusal::new(Class::Object, "the loader asks for a probe that libbpf does not make"))
-    }
+    if fine { Ok(()) } else { Err(Refusal::object("the loader asks for a probe that libbpf does not make")) }
 }
 
 /// Helper functions that probes of libbpf call: `probe_read_kernel`, `get_attach_cookie`.
@@ -189,7 +185,7 @@ pub fn probe_function(id: u32) -> Result<(), Refusal> {
     if PROBE_FUNCTIONS.contains(&id) {
         Ok(())
     } else {
-        Err(Refusal::new(Class::Object, "a probe calls what libbpf's probes do not call"))
+        Err(Refusal::object("a probe calls what libbpf's probes do not call"))
     }
 }
 
@@ -198,10 +194,9 @@ pub fn probe_function(id: u32) -> Result<(), Refusal> {
 /// Errors: `Denied` (it needs a grant that the policy does not give) · `Unsupported` (no such function in this build)
 pub fn function(permit: &LoadPermit, id: u32) -> Result<(), Refusal> {
     let Some(name) = functions::name(id) else {
-        return Err(Refusal::new(
-            Class::Unsupported,
-            format!("the program calls helper function number {id}, which this build does not know"),
-        ));
+        return Err(Refusal::unsupported(format!(
+            "the program calls helper function number {id}, which this build does not know"
+        )));
     };
     match functions::needs_grant(id) {
         Some(what) if !permit.rules().functions.contains(&id) => {
@@ -209,7 +204,7 @@ pub fn function(permit: &LoadPermit, id: u32) -> Result<(), Refusal> {
                 "the program calls bpf_{name}, which {what}; the policy must say so: [objects.{}.helpers] allow = [\"bpf_{name}\"]",
                 permit.object()
             );
-            Err(Refusal::new(Class::Object, why).by_line(permit.rules().line))
+            Err(Refusal::object(why).by_line(permit.rules().line))
         }
         _ => Ok(()),
     }
@@ -234,8 +229,7 @@ pub fn scan(insns: &[u8], allowed: impl Fn(u32) -> Result<(), Refusal>) -> Resul
     const CALL: u8 = 0x85;
     // Any other opcode with the call operation: class JMP or JMP32, register source.
     const OTHER_CALLS: [u8; 3] = [0x8d, 0x86, 0x8e];
-    let refuse =
-        |index: usize, why: &str| Err(Refusal::new(Class::Object, format!("instruction {index} {why}")));
+    let refuse = |index: usize, why: &str| Err(Refusal::object(format!("instruction {index} {why}")));
     let (words, rest) = insns.as_chunks::<INSN>();
     if !rest.is_empty() {
         return refuse(words.len(), "is cut short");
@@ -288,6 +282,7 @@ pub fn patch(insns: &mut [u8], slot: MapSlot, fd: i32) {
 mod tests {
     use super::*;
     use crate::messages::loader::Purpose;
+    use crate::refusal::Class;
 
     fn insn(code: u8, regs: u8, immediate: u32) -> Vec<u8> {
         [&[code, regs, 0, 0], immediate.to_le_bytes().as_slice()].concat()

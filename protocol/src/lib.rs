@@ -9,7 +9,6 @@
 //! | [`authorize`] | the one check, run by broker (early) and helper (final) |
 //! | [`inspect`] | what the helper checks in maps and instructions before it asks the kernel |
 //! | [`hooks`] | one row per kind of program |
-//! | [`uapi`] | bpf(2)'s arguments, as plain data |
 //! | [`identity`] | who a connected client is, as the kernel says |
 #![deny(unsafe_code)]
 
@@ -24,7 +23,6 @@ pub mod messages;
 pub mod names;
 pub mod policy;
 pub mod refusal;
-pub mod uapi;
 
 /// The Varlink interface that clients speak, word for word.
 pub const INTERFACE: &str = include_str!("../io.bpfgate.varlink");

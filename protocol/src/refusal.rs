@@ -88,6 +88,41 @@ impl Refusal {
         Self::new(Class::Denied, why)
     }
 
+    /// A [`Class::Invalid`].
+    pub fn invalid(why: impl Into<String>) -> Self {
+        Self::new(Class::Invalid, why)
+    }
+
+    /// A [`Class::Object`].
+    pub fn object(why: impl Into<String>) -> Self {
+        Self::new(Class::Object, why)
+    }
+
+    /// A [`Class::Quota`].
+    pub fn quota(why: impl Into<String>) -> Self {
+        Self::new(Class::Quota, why)
+    }
+
+    /// A [`Class::Unsupported`].
+    pub fn unsupported(why: impl Into<String>) -> Self {
+        Self::new(Class::Unsupported, why)
+    }
+
+    /// A [`Class::Gone`].
+    pub fn gone(why: impl Into<String>) -> Self {
+        Self::new(Class::Gone, why)
+    }
+
+    /// A [`Class::Helper`].
+    pub fn helper(why: impl Into<String>) -> Self {
+        Self::new(Class::Helper, why)
+    }
+
+    /// A [`Class::Kernel`] with a sentence of its own.
+    pub fn kernel_because(call: &str, errno: i32, why: String) -> Self {
+        Self { why, ..Self::kernel(call, errno) }
+    }
+
     /// A [`Class::Kernel`]: `call` failed with `errno`.
     pub fn kernel(call: &str, errno: i32) -> Self {
         let text = std::io::Error::from_raw_os_error(errno);

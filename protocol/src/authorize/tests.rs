@@ -1,5 +1,6 @@
 use super::*;
 use crate::policy::file::Accounts;
+use crate::refusal::Class;
 
 const TEXT: &str = r#"
 version = 1

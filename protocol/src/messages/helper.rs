@@ -62,10 +62,25 @@ pub enum ToHelper {
         /// A number that the broker has not used before.
         session: SessionId,
     },
-    /// Row `Load`.
-    Load {
+    /// Every row between `Open` and `Close`.
+    Ask {
         /// Whose.
         session: SessionId,
+        /// What.
+        verb: Verb,
+    },
+    /// Row `Close`.
+    Close {
+        /// Which session.
+        session: SessionId,
+    },
+}
+
+/// What a session asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verb {
+    /// Row `Load`.
+    Load {
         /// Which object of the policy.
         object: ObjectName,
         /// Which of its programs; none named is all that the policy names.
@@ -75,8 +90,6 @@ pub enum ToHelper {
     },
     /// Row `Attach`.
     Attach {
-        /// Whose.
-        session: SessionId,
         /// Of which instance.
         instance: InstanceId,
         /// Which program.
@@ -88,22 +101,16 @@ pub enum ToHelper {
     },
     /// Row `Detach`.
     Detach {
-        /// Whose.
-        session: SessionId,
         /// Which link.
         link: LinkId,
     },
     /// Row `Unload`.
     Unload {
-        /// Whose.
-        session: SessionId,
         /// Which instance.
         instance: InstanceId,
     },
     /// Row `Map`.
     Map {
-        /// Whose.
-        session: SessionId,
         /// Of which instance.
         instance: InstanceId,
         /// Which map.
@@ -111,8 +118,6 @@ pub enum ToHelper {
     },
     /// Row `ReadMap`.
     ReadMap {
-        /// Whose.
-        session: SessionId,
         /// Of which instance.
         instance: InstanceId,
         /// Which map.
@@ -123,15 +128,7 @@ pub enum ToHelper {
         limit: u16,
     },
     /// Row `List`.
-    List {
-        /// Whose.
-        session: SessionId,
-    },
-    /// Row `Close`.
-    Close {
-        /// Which session.
-        session: SessionId,
-    },
+    List,
 }
 
 /// The table of this channel.
@@ -206,13 +203,13 @@ impl ToHelper {
     pub fn row(&self) -> &'static Row {
         &ROWS[match self {
             Self::Open { .. } => 0,
-            Self::Load { .. } => 1,
-            Self::Attach { .. } => 2,
-            Self::Detach { .. } => 3,
-            Self::Unload { .. } => 4,
-            Self::Map { .. } => 5,
-            Self::ReadMap { .. } => 6,
-            Self::List { .. } => 7,
+            Self::Ask { verb: Verb::Load { .. }, .. } => 1,
+            Self::Ask { verb: Verb::Attach { .. }, .. } => 2,
+            Self::Ask { verb: Verb::Detach { .. }, .. } => 3,
+            Self::Ask { verb: Verb::Unload { .. }, .. } => 4,
+            Self::Ask { verb: Verb::Map { .. }, .. } => 5,
+            Self::Ask { verb: Verb::ReadMap { .. }, .. } => 6,
+            Self::Ask { verb: Verb::List, .. } => 7,
             Self::Close { .. } => 8,
         }]
     }

@@ -8,6 +8,7 @@
 mod build;
 pub mod file;
 mod needs;
+pub mod object;
 mod raw;
 pub mod report;
 

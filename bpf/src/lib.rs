@@ -1,15 +1,19 @@
-//! bpf(2) and the two other calls that nothing wraps, typed. The only unsafe code of this program.
+//! bpf(2) and the two other calls that nothing wraps, typed: the only unsafe code of the helper. Every function is safe to
+//! call with any argument; what a command may do to whom is for its caller to have checked.
 #![allow(unsafe_code)]
 
+pub mod uapi;
+
+use bpfgate_protocol::inspect::is_per_cpu;
 use bpfgate_protocol::messages::loader::{MapCreate, ProgLoad};
 use bpfgate_protocol::names::InterfaceName;
-use bpfgate_protocol::uapi::{
-    BtfLoadAttr, ElemAttr, InfoAttr, LinkCreateAttr, MapCreateAttr, ProgLoadAttr, RawTracepointAttr, attach,
-    cmd,
-};
 use nix::errno::Errno;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use uapi::{
+    BtfLoadAttr, ElemAttr, InfoAttr, LinkCreateAttr, MapCreateAttr, MapInfo, ProgLoadAttr, RawTracepointAttr,
+    attach, cmd,
+};
 
 fn bpf<T>(command: u32, attr: &mut T) -> Result<i32, Errno> {
     // SAFETY: every caller is in this file and passes the struct of its command, whose pointers go to buffers that
@@ -41,7 +45,7 @@ fn name16(name: &str) -> [u8; 16] {
 }
 
 /// `BPF_MAP_CREATE`.
-pub(crate) fn map_create(map: &MapCreate, btf: Option<BorrowedFd<'_>>) -> Result<OwnedFd, Errno> {
+pub fn map_create(map: &MapCreate, btf: Option<BorrowedFd<'_>>) -> Result<OwnedFd, Errno> {
     let (key_id, value_id) = if btf.is_some() { map.btf_ids } else { (0, 0) };
     let mut attr = MapCreateAttr {
         map_type: map.map_type,
@@ -60,14 +64,14 @@ pub(crate) fn map_create(map: &MapCreate, btf: Option<BorrowedFd<'_>>) -> Result
 }
 
 /// `BPF_BTF_LOAD`.
-pub(crate) fn btf_load(btf: &[u8]) -> Result<OwnedFd, Errno> {
+pub fn btf_load(btf: &[u8]) -> Result<OwnedFd, Errno> {
     let size = u32::try_from(btf.len()).map_err(|_| Errno::E2BIG)?;
     bpf_fd(cmd::BTF_LOAD, &mut BtfLoadAttr { btf: address(btf), btf_size: size, ..Default::default() })
 }
 
 /// `BPF_PROG_LOAD` of checked instructions. `parts` are instructions, func info and line info; `log` is filled with
 /// the verifier's log, as much of its end as fits.
-pub(crate) fn prog_load(
+pub fn prog_load(
     load: &ProgLoad,
     parts: [&[u8]; 3],
     btf: Option<BorrowedFd<'_>>,
@@ -112,51 +116,110 @@ pub(crate) fn prog_load(
 }
 
 /// `BPF_MAP_FREEZE`.
-pub(crate) fn map_freeze(map: BorrowedFd<'_>) -> Result<(), Errno> {
+pub fn map_freeze(map: BorrowedFd<'_>) -> Result<(), Errno> {
     bpf(cmd::MAP_FREEZE, &mut ElemAttr { map_fd: number(map), ..Default::default() }).map(drop)
 }
 
 /// Asks whether bpf(2) is there at all: info of a descriptor that does not exist is EBADF or
 /// EBADFD, by kernel version.
-pub(crate) fn probe() -> Errno {
+pub fn probe() -> Errno {
     bpf(cmd::OBJ_GET_INFO_BY_FD, &mut InfoAttr { bpf_fd: u32::MAX >> 1, ..Default::default() })
         .err()
         .unwrap_or(Errno::UnknownErrno)
 }
 
-/// `BPF_MAP_GET_NEXT_KEY`: the key after `key` (none: the first) into `next`; false at the end.
-pub(crate) fn map_next_key(map: BorrowedFd<'_>, key: &[u8], next: &mut [u8]) -> Result<bool, Errno> {
-    let mut attr = ElemAttr {
-        map_fd: number(map),
-        key: address(key),
-        value: next.as_mut_ptr() as u64,
-        ..Default::default()
-    };
-    match bpf(cmd::MAP_GET_NEXT_KEY, &mut attr) {
-        Ok(_) => Ok(true),
-        Err(Errno::ENOENT) => Ok(false),
-        Err(errno) => Err(errno),
+/// How many CPUs per-CPU maps have values for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PossibleCpus(u32);
+
+impl PossibleCpus {
+    /// Reads the number from /sys; there is no other source for it, and only root could fake it.
+    pub fn read() -> std::io::Result<Self> {
+        let text = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
+        let last = text.trim().rsplit(['-', ',']).next().and_then(|n| n.parse::<u32>().ok());
+        last.map(|last| Self(last + 1))
+            .ok_or_else(|| std::io::Error::other("the possible CPUs are no list of numbers"))
+    }
+
+    /// The number.
+    pub fn get(self) -> u32 {
+        self.0
     }
 }
 
-/// `BPF_MAP_LOOKUP_ELEM`; false if there is no such key. `value` has the size that the kernel writes: for a per-CPU map
-/// one value, rounded up to 8 bytes, for each possible CPU.
-pub(crate) fn map_lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> Result<bool, Errno> {
-    let mut attr = ElemAttr {
-        map_fd: number(map),
-        key: address(key),
-        value: value.as_mut_ptr() as u64,
-        ..Default::default()
-    };
-    match bpf(cmd::MAP_LOOKUP_ELEM, &mut attr) {
-        Ok(_) => Ok(true),
-        Err(Errno::ENOENT) => Ok(false),
+/// A map to be read. The kernel takes the lengths of keys and values from the map, not from its caller, so they are
+/// asked for here, of the same descriptor.
+#[derive(Debug)]
+pub struct Map<'a> {
+    fd: BorrowedFd<'a>,
+    info: MapInfo,
+    cpus: PossibleCpus,
+}
+
+impl<'a> Map<'a> {
+    /// What the kernel says of the map behind `fd`.
+    pub fn of(fd: BorrowedFd<'a>, cpus: PossibleCpus) -> Result<Self, Errno> {
+        let mut info = MapInfo::default();
+        let info_len = u32::try_from(size_of::<MapInfo>()).map_err(|_| Errno::E2BIG)?;
+        let mut attr = InfoAttr { bpf_fd: number(fd), info_len, info: (&raw mut info) as u64 };
+        bpf(cmd::OBJ_GET_INFO_BY_FD, &mut attr)?;
+        Ok(Self { fd, info, cpus })
+    }
+
+    /// What the kernel said.
+    pub fn info(&self) -> &MapInfo {
+        &self.info
+    }
+
+    /// Bytes of a key.
+    pub fn key_bytes(&self) -> usize {
+        self.info.key_size as usize
+    }
+
+    /// Bytes of a value: for a per-CPU map one, rounded up to 8, for each possible CPU.
+    pub fn value_bytes(&self) -> usize {
+        let size = self.info.value_size as usize;
+        if is_per_cpu(self.info.map_type) {
+            size.next_multiple_of(8).saturating_mul(self.cpus.get() as usize)
+        } else {
+            // The smallest value that the kernel writes is a descriptor or id of 4 bytes.
+            size.max(4)
+        }
+    }
+
+    /// `BPF_MAP_GET_NEXT_KEY`: the key after `key`; the first one if `key` is empty.
+    pub fn next_key(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Errno> {
+        if !key.is_empty() && key.len() != self.key_bytes() {
+            return Err(Errno::EINVAL);
+        }
+        let mut next = vec![0; self.key_bytes()];
+        let value = next.as_mut_ptr() as u64;
+        let mut attr = ElemAttr { map_fd: number(self.fd), key: address(key), value, ..Default::default() };
+        found(bpf(cmd::MAP_GET_NEXT_KEY, &mut attr), next)
+    }
+
+    /// `BPF_MAP_LOOKUP_ELEM`.
+    pub fn lookup(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Errno> {
+        if key.len() != self.key_bytes() {
+            return Err(Errno::EINVAL);
+        }
+        let mut bytes = vec![0; self.value_bytes()];
+        let value = bytes.as_mut_ptr() as u64;
+        let mut attr = ElemAttr { map_fd: number(self.fd), key: address(key), value, ..Default::default() };
+        found(bpf(cmd::MAP_LOOKUP_ELEM, &mut attr), bytes)
+    }
+}
+
+fn found(result: Result<i32, Errno>, bytes: Vec<u8>) -> Result<Option<Vec<u8>>, Errno> {
+    match result {
+        Ok(_) => Ok(Some(bytes)),
+        Err(Errno::ENOENT) => Ok(None),
         Err(errno) => Err(errno),
     }
 }
 
 /// `BPF_LINK_CREATE` for a target that is a descriptor or an interface index.
-pub(crate) fn link_create(
+pub fn link_create(
     program: BorrowedFd<'_>,
     target: u32,
     attach_type: u32,
@@ -168,7 +231,7 @@ pub(crate) fn link_create(
 }
 
 /// `BPF_LINK_CREATE` for functions of a binary, given by its path and their file offsets.
-pub(crate) fn uprobe_link(
+pub fn uprobe_link(
     program: BorrowedFd<'_>,
     path: &CStr,
     offsets: &[u64],
@@ -187,21 +250,21 @@ pub(crate) fn uprobe_link(
 }
 
 /// `BPF_RAW_TRACEPOINT_OPEN`.
-pub(crate) fn raw_tracepoint(program: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+pub fn raw_tracepoint(program: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     let mut attr =
         RawTracepointAttr { name: name.as_ptr() as u64, prog_fd: number(program), ..Default::default() };
     bpf_fd(cmd::RAW_TRACEPOINT_OPEN, &mut attr)
 }
 
 /// `BPF_LINK_DETACH`: the link has no effect any more, whoever holds it. Tracing links do not know it.
-pub(crate) fn link_detach(link: BorrowedFd<'_>) -> Result<(), Errno> {
+pub fn link_detach(link: BorrowedFd<'_>) -> Result<(), Errno> {
     // The struct is longer than the command's; the rest is zero, as it must be.
     bpf(cmd::LINK_DETACH, &mut ElemAttr { map_fd: number(link), ..Default::default() }).map(drop)
 }
 
 /// A perf event for tracepoint `id`: what a program is attached to. It is not switched on: the program runs all the
 /// same, and nothing else does.
-pub(crate) fn tracepoint_event(id: u64) -> Result<OwnedFd, Errno> {
+pub fn tracepoint_event(id: u64) -> Result<OwnedFd, Errno> {
     /// The first version of `struct perf_event_attr`, `PERF_ATTR_SIZE_VER0`. Source: include/uapi/linux/perf_event.h.
     #[repr(C)]
     #[derive(Default)]
@@ -238,7 +301,7 @@ pub(crate) fn tracepoint_event(id: u64) -> Result<OwnedFd, Errno> {
 }
 
 /// The index of an interface in the network namespace that `socket` was made in.
-pub(crate) fn interface_index(socket: BorrowedFd<'_>, name: &InterfaceName) -> Result<u32, Errno> {
+pub fn interface_index(socket: BorrowedFd<'_>, name: &InterfaceName) -> Result<u32, Errno> {
     // SAFETY: ifreq is plain data for which all zeroes is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.as_str().bytes()) {

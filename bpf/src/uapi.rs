@@ -131,6 +131,18 @@ pub struct InfoAttr {
     pub info: u64,
 }
 
+/// `struct bpf_map_info`, as far as it is used; the kernel fills no more than it is told.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct MapInfo {
+    pub map_type: u32,
+    pub id: u32,
+    pub key_size: u32,
+    pub value_size: u32,
+    pub max_entries: u32,
+    pub map_flags: u32,
+}
+
 /// `BPF_RAW_TRACEPOINT_OPEN`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]

@@ -1,0 +1,62 @@
+//! The bytes of an object that a policy approves.
+
+use super::Object;
+use super::file::open_trusted;
+use crate::names::ObjectName;
+use crate::refusal::Refusal;
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::{Mode, SFlag, fstat};
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+/// The largest object file in bytes. libbpf reads all of it.
+const MAX_OBJECT: u64 = 16 << 20;
+
+/// Opens an object, copies it, and compares the copy: from here on only the sealed copy counts.
+///
+/// Errors: `Object` (not there, not the approved bytes, or writable by others and without a digest)
+pub fn approve(name: &ObjectName, object: &Object) -> Result<OwnedFd, Refusal> {
+    let refuse = |why: String| Refusal::object(format!("the file of object {name} {why}"));
+    let path = Path::new(object.path.as_str());
+    let (fd, stat) = match object.sha256 {
+        // The digest says which bytes; who can write the file does not matter.
+        Some(_) => {
+            let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+            let fd = open(path, flags, Mode::empty())
+                .map_err(|e| refuse(format!("cannot be opened: {}", e.desc())))?;
+            let stat = fstat(&fd).map_err(|e| refuse(format!("cannot be examined: {}", e.desc())))?;
+            (fd, stat)
+        }
+        None => {
+            open_trusted(path).map_err(|why| refuse(format!("{why}, and the policy has no sha256 for it")))?
+        }
+    };
+    if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
+        return Err(refuse("is not a regular file".into()));
+    }
+    let mut bytes = Vec::new();
+    let read = File::from(fd).take(MAX_OBJECT + 1).read_to_end(&mut bytes);
+    read.map_err(|e| refuse(format!("cannot be read: {e}")))?;
+    if bytes.len() as u64 > MAX_OBJECT {
+        return Err(refuse(format!("is larger than {MAX_OBJECT} bytes")));
+    }
+    let digest: [u8; 32] = Sha256::digest(&bytes).into();
+    if object.sha256.is_some_and(|expected| expected != digest) {
+        return Err(refuse("is not the one that the policy approves: its SHA-256 differs".into()));
+    }
+    seal(&bytes).map_err(|e| refuse(format!("cannot be copied: {e}")))
+}
+
+fn seal(bytes: &[u8]) -> std::io::Result<OwnedFd> {
+    let mut file =
+        File::from(memfd_create("bpfgate-object", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
+    file.write_all(bytes)?;
+    let seals =
+        SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(file.into())
+}
