@@ -7,7 +7,7 @@ use bpfgate_protocol::channel::{Channel, ChannelError};
 use bpfgate_protocol::messages::helper::{FromHelper, Outcome, Sandbox, ToHelper};
 use bpfgate_protocol::messages::spawner::{FromSpawner, ToSpawner};
 use bpfgate_protocol::names::{AppName, ObjectName};
-use bpfgate_protocol::policy::{Keep, Policy, PolicyError, Sandboxing, capabilities, file};
+use bpfgate_protocol::policy::{Keep, Policy, PolicyError, Sandboxing, file, needed};
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -228,12 +228,11 @@ impl<T> Helper<T> {
                 _ => return Err("it serves another policy than the one in force".into()),
             }
         }
-        let needed: Vec<_> = capabilities(&self.policy).iter().map(|need| need.capability).collect();
-        if sandbox.capabilities != mask(&needed) {
+        let needed = mask(&needed(&self.policy));
+        if sandbox.capabilities != needed {
             return Err(format!(
                 "it has capabilities {:x} where its policy needs {:x}",
-                sandbox.capabilities,
-                mask(&needed)
+                sandbox.capabilities, needed
             ));
         }
         let landlock = sandbox.landlock_abi >= 3 || self.policy.require == Sandboxing::Seccomp;

@@ -21,7 +21,7 @@ use bpfgate_lockdown::{Fatal, Step, capabilities, files, process, syscalls};
 use bpfgate_protocol::channel::Channel;
 use bpfgate_protocol::messages::helper::{FromHelper, Sandbox};
 use bpfgate_protocol::names::AppName;
-use bpfgate_protocol::policy::{self, Policy, Sandboxing, file};
+use bpfgate_protocol::policy::{Sandboxing, file, needed};
 use bpfgate_protocol::{DEFAULT_SOCKET, INNER_VERSION};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -93,7 +93,7 @@ fn run_helper(app: &AppName, arguments: &Arguments) -> Result<(), Fatal> {
     let policy = Arc::new(policy.ok_or_else(|| Fatal(format!("there is no policy for app {app}")))?);
     let inventory = inventory::Inventory::open(&policy)?;
     let loader = loader::Loader::start(alone, &arguments.loader, arguments.uid)?;
-    let keep = capabilities_of(&policy);
+    let keep = needed(&policy);
     capabilities::keep_only(&keep, arguments.uid)?;
     process::not_dumpable()?;
     let demand = match policy.require {
@@ -109,12 +109,6 @@ fn run_helper(app: &AppName, arguments: &Arguments) -> Result<(), Fatal> {
     let ready = FromHelper::Ready { version: INNER_VERSION, policy: policy.digest, sandbox };
     broker.send(&ready, &[]).step("telling the broker")?;
     serve::run(broker, state::State::new(policy, inventory, loader, arguments.socket.clone()))
-}
-
-fn capabilities_of(policy: &Policy) -> Vec<bpfgate_protocol::hooks::Capability> {
-    let mut all: Vec<_> = policy::capabilities(policy).iter().map(|need| need.capability).collect();
-    all.dedup();
-    all
 }
 
 /// The confinement works: files are closed to us, bpf(2) is not.

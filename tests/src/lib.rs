@@ -1,1 +1,67 @@
-//! x
+//! The harness of the end-to-end tests: the real programs in a network namespace of their own, and eyes on the kernel.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`gate`] | [`Gate`]: a broker with its directory, policies, network and processes |
+//! | [`invariants`] | what must be true after every case, checked by one function |
+//! | [`census`] | the programs, maps, links and types that the kernel holds |
+//! | [`process`] | what /proc says of a process |
+//! | [`raw`] | a client that sends any bytes |
+//! | [`peer`] | a lying broker: speaks straight to a real helper |
+//! | [`user`] | threads that are somebody else |
+//! | [`sys`] | every unsafe block |
+//!
+//! Tests that need root print `skipped: needs root` elsewhere. They run one at a time, whatever starts them: a
+//! [`Gate`] holds a lock, because the census counts for the whole machine.
+#![allow(clippy::missing_panics_doc, reason = "where the harness panics, the test has failed")]
+
+pub mod census;
+pub mod gate;
+pub mod invariants;
+pub mod peer;
+pub mod process;
+pub mod raw;
+pub mod sys;
+pub mod user;
+
+pub use gate::{Gate, bin_dir, bpf_object, workspace};
+pub use raw::Raw;
+pub use user::{STRANGER, USER, Who, as_user};
+
+use std::time::{Duration, Instant};
+
+/// What has to happen soon happens in this time: the promise is one second.
+pub const SOON: Duration = Duration::from_secs(1);
+
+/// Waits until `done`; whether it came to that within `limit`.
+pub fn wait_until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + limit;
+    loop {
+        if done() {
+            return true;
+        }
+        if Instant::now() >= end {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether this process may do what the tests need; says so if not.
+pub fn is_root() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        println!("skipped: needs root");
+    }
+    root
+}
+
+/// Ends a test that needs root, for everybody else.
+#[macro_export]
+macro_rules! needs_root {
+    () => {
+        if !$crate::is_root() {
+            return;
+        }
+    };
+}

@@ -12,7 +12,7 @@ pub mod object;
 mod raw;
 pub mod report;
 
-pub use needs::{Need, capabilities};
+pub use needs::{Need, capabilities, needed};
 pub use report::PolicyError;
 
 use crate::hooks::Kind;

@@ -44,6 +44,13 @@ pub fn capabilities(policy: &Policy) -> Vec<Need> {
     needs
 }
 
+/// The capabilities of [`capabilities`], each once.
+pub fn needed(policy: &Policy) -> Vec<Capability> {
+    let mut all: Vec<_> = capabilities(policy).iter().map(|need| need.capability).collect();
+    all.dedup();
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,9 +59,7 @@ mod tests {
     fn needs(hooks: &str) -> Vec<Capability> {
         let text = format!("version = 1\n[objects.o]\npath = \"/o\"\n{hooks}");
         let policy = Policy::parse("p", &text, &Accounts::default()).unwrap();
-        let mut all: Vec<_> = capabilities(&policy).iter().map(|n| n.capability).collect();
-        all.dedup();
-        all
+        needed(&policy)
     }
 
     #[test]
