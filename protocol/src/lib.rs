@@ -32,3 +32,22 @@ pub const DEFAULT_SOCKET: &str = "/run/bpfgate/io.bpfgate";
 
 /// The version of the inner channels; broker, helper and loader of different versions refuse each other.
 pub const INNER_VERSION: u32 = 1;
+
+#[cfg(test)]
+mod tests {
+    /// varlinkctl (systemd 257) refuses an interface in which a type and a method have one name.
+    #[test]
+    fn every_name_of_the_interface_is_declared_once() {
+        let declared = |line: &str| {
+            let (keyword, rest) = line.split_once(' ')?;
+            let name = rest.split([' ', '(']).next()?;
+            matches!(keyword, "type" | "method" | "error").then(|| name.to_owned())
+        };
+        let mut names: Vec<String> = super::INTERFACE.lines().filter_map(declared).collect();
+        let count = names.len();
+        assert!(count > 15, "{names:?}");
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}
