@@ -331,3 +331,82 @@ impl Starter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bpfgate_protocol::policy::file::Accounts;
+
+    const POLICY: &str =
+        "version = 1\n[objects.o]\npath = \"/o\"\n[[objects.o.socket_filter]]\nprogram = \"f\"\n";
+    /// `CAP_BPF`, which is what the policy needs.
+    const BPF: u64 = 1 << 39;
+
+    fn policy(extra: &str) -> Arc<Policy> {
+        Arc::new(Policy::parse("/p.toml", &format!("{POLICY}{extra}"), &Accounts::default()).unwrap())
+    }
+
+    /// What the broker makes of a helper that begins with these messages.
+    fn said(policy: &Arc<Policy>, messages: &[FromHelper]) -> Vec<String> {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let mut helper: Helper<()> = Helper::new("app".parse().unwrap(), policy.clone(), Instant::now());
+        helper.connect(ours).unwrap();
+        for message in messages {
+            theirs.send(message, &[]).unwrap();
+        }
+        let word = |said: Said<()>| match said {
+            Said::Ready => "ready".to_owned(),
+            Said::Lost(why) => why,
+            Said::Answer { .. } => "answer".to_owned(),
+            Said::Nothing => "nothing".to_owned(),
+        };
+        messages.iter().map(|_| word(helper.receive(Instant::now(), &[]))).collect()
+    }
+
+    fn ready(
+        policy: &Policy,
+        version: u32,
+        landlock_abi: u32,
+        seccomp_filters: u32,
+        capabilities: u64,
+    ) -> FromHelper {
+        let sandbox = Sandbox { landlock_abi, seccomp_filters, capabilities };
+        FromHelper::Ready { version, policy: policy.digest, sandbox }
+    }
+
+    #[test]
+    fn a_helper_that_is_confined_as_its_policy_demands_is_taken() {
+        let p = policy("");
+        assert_eq!(said(&p, &[ready(&p, INNER_VERSION, 7, 2, BPF)]), ["ready"]);
+        let lenient = policy("[require]\nsandbox = \"seccomp\"\n");
+        assert_eq!(said(&lenient, &[ready(&lenient, INNER_VERSION, 0, 2, BPF)]), ["ready"]);
+    }
+
+    #[test]
+    fn a_helper_that_is_confined_less_is_not() {
+        let p = policy("");
+        for (message, expected) in [
+            (ready(&p, INNER_VERSION, 0, 2, BPF), "confined less"),
+            (ready(&p, INNER_VERSION, 2, 2, BPF), "confined less"),
+            (ready(&p, INNER_VERSION, 7, 1, BPF), "confined less"),
+            (ready(&p, INNER_VERSION, 7, 2, BPF | 1 << 38), "capabilities"),
+            (ready(&p, INNER_VERSION, 7, 2, BPF | 1 << 21), "capabilities"),
+            (ready(&p, INNER_VERSION, 7, 2, 0), "capabilities"),
+            (ready(&p, INNER_VERSION + 1, 7, 2, BPF), "version"),
+            (ready(&policy("[limits]\nmaps = 1\n"), INNER_VERSION, 7, 2, BPF), "another policy"),
+        ] {
+            let got = said(&p, &[message]);
+            assert!(got[0].contains(expected), "{got:?}");
+        }
+    }
+
+    #[test]
+    fn a_helper_that_breaks_the_order_is_lost() {
+        let p = policy("");
+        let ready = ready(&p, INNER_VERSION, 7, 2, BPF);
+        let answer = FromHelper::Answer { outcome: Outcome::Done, line: None };
+        assert!(said(&p, &[ready.clone(), ready.clone()])[1].contains("twice"));
+        assert!(said(&p, &[ready, answer.clone()])[1].contains("nobody asked"));
+        assert!(said(&p, &[answer])[0].contains("nobody asked"));
+    }
+}
