@@ -87,7 +87,7 @@ impl Loader {
     }
 
     /// Ends the worker and whatever it was doing; the next request meets a new one.
-    pub(crate) fn kill(&mut self) -> Result<(), Refusal> {
+    fn kill(&mut self) -> Result<(), Refusal> {
         if self.leash.send(&ToLeash::Kill, &[]).is_err() || self.announcement()?.is_none() {
             self.gone = true;
         }
@@ -114,15 +114,16 @@ impl Loader {
         Ok(())
     }
 
-    /// A loader that breaks the protocol is ended: it is not libbpf any more.
     fn broken(&mut self, error: &ChannelError) -> Refusal {
         eprintln!("bpfgate-helper: the loader: {error}");
-        if matches!(error, ChannelError::Closed) {
-            self.gone = true;
-        } else if let Err(refusal) = self.kill() {
-            return refusal;
-        }
-        Refusal::object("libbpf went astray while it worked on this object")
+        self.gone |= matches!(error, ChannelError::Closed);
+        self.astray()
+    }
+
+    /// A worker that breaks the protocol is ended: it is not libbpf any more.
+    pub(crate) fn astray(&mut self) -> Refusal {
+        let refusal = Refusal::object("libbpf went astray while it worked on this object");
+        if self.gone { refusal } else { self.kill().err().unwrap_or(refusal) }
     }
 }
 

@@ -3,6 +3,7 @@
 //! else is read from the bytes it sent.
 
 use crate::loader::Loader;
+use crate::maps::Map;
 use bpfgate_bpf::{self as bpf, PossibleCpus};
 use bpfgate_protocol::authorize::LoadPermit;
 use bpfgate_protocol::inspect::{self, INSN};
@@ -32,7 +33,7 @@ pub(crate) struct Budget {
 /// A load that is done.
 pub(crate) struct Loaded {
     pub(crate) programs: Vec<(ProgramName, OwnedFd)>,
-    pub(crate) maps: Vec<(MapName, OwnedFd)>,
+    pub(crate) maps: Vec<Map>,
     pub(crate) map_bytes: u64,
 }
 
@@ -50,7 +51,7 @@ impl From<Refusal> for Failed {
 }
 
 enum Held {
-    Map { fd: OwnedFd, purpose: Purpose },
+    Map { fd: OwnedFd, purpose: Purpose, frozen: bool },
     Btf(OwnedFd),
 }
 
@@ -99,14 +100,12 @@ pub(crate) fn load(
         let fd = fds.pop();
         let (answer, carry) = match message {
             FromLoader::MapCreate(map) => transaction.map_create(map),
+            FromLoader::MapFreeze { handle } => transaction.map_freeze(handle),
             FromLoader::BtfLoad { bulk } => transaction.btf_load(bulk, fd),
             FromLoader::ProgLoad(load) => transaction.prog_load(load, fd),
             FromLoader::Loaded { maps } => return transaction.finish(maps).map_err(Failed::from),
             FromLoader::Refused { refusal, log } => return Err(transaction.failed(refusal, log, fd)),
-            FromLoader::Found { .. } => {
-                loader.kill()?;
-                return Err(Refusal::object("libbpf went astray while it worked on this object").into());
-            }
+            FromLoader::Found { .. } => return Err(loader.astray().into()),
         };
         let fd = match &carry {
             Carry::Nothing => None,
@@ -128,10 +127,7 @@ pub(crate) fn symbols(
     match loader.next()?.0 {
         FromLoader::Found { offsets } if offsets.len() == count => Ok(offsets),
         FromLoader::Refused { refusal, .. } => Err(foreign(refusal)),
-        _ => {
-            loader.kill()?;
-            Err(Refusal::object("the loader went astray while it looked for symbols"))
-        }
+        _ => Err(loader.astray()),
     }
 }
 
@@ -139,6 +135,11 @@ pub(crate) fn symbols(
 fn foreign(refusal: Refusal) -> Refusal {
     let class = if refusal.class == Class::Invalid { Class::Invalid } else { Class::Object };
     Refusal::new(class, printable(&refusal.why, 8192))
+}
+
+/// Where a handle points: 0, which is none, to nowhere.
+fn place(handle: Handle) -> usize {
+    (handle as usize).wrapping_sub(1)
 }
 
 /// The descriptor that goes with an answer.
@@ -181,7 +182,7 @@ impl Transaction<'_> {
     }
 
     fn btf(&self, handle: Handle) -> Option<BorrowedFd<'_>> {
-        match self.held.get((handle as usize).checked_sub(1)?)? {
+        match self.held.get(place(handle))? {
             Held::Btf(fd) => Some(fd.as_fd()),
             Held::Map { .. } => None,
         }
@@ -199,7 +200,7 @@ impl Transaction<'_> {
                     self.maps += 1;
                     self.map_bytes = self.map_bytes.saturating_add(bytes);
                 }
-                let handle = self.hold(Held::Map { fd, purpose });
+                let handle = self.hold(Held::Map { fd, purpose, frozen: false });
                 (ToLoader::MapCreated { handle }, Carry::NewestMap)
             }
             Err(error) => {
@@ -239,6 +240,19 @@ impl Transaction<'_> {
             ));
         }
         Ok(bytes)
+    }
+
+    fn map_freeze(&mut self, handle: Handle) -> Answer {
+        match self.held.get_mut(place(handle)) {
+            Some(Held::Map { fd, frozen, .. }) => match bpf::map_freeze(fd.as_fd()) {
+                Ok(()) => {
+                    *frozen = true;
+                    (ToLoader::Kept { handle }, Carry::Nothing)
+                }
+                Err(error) => errno(error as i32),
+            },
+            _ => errno(libc::EBADF),
+        }
     }
 
     fn btf_load(&mut self, bulk: Bulk, fd: Option<OwnedFd>) -> Answer {
@@ -302,7 +316,7 @@ impl Transaction<'_> {
             Purpose::Object(_) => inspect::scan(insns, |id| inspect::function(self.permit, id))?,
         };
         for slot in slots {
-            match (slot.handle as usize).checked_sub(1).and_then(|i| self.held.get(i)) {
+            match self.held.get(place(slot.handle)) {
                 Some(Held::Map { fd, .. }) => inspect::patch(insns, slot, fd.as_raw_fd()),
                 _ => {
                     return Err(Refusal::object(format!(
@@ -352,9 +366,10 @@ impl Transaction<'_> {
         let mut held: Vec<Option<Held>> = self.held.into_iter().map(Some).collect();
         let mut maps = Vec::new();
         for (name, handle) in names {
-            let place = (handle as usize).checked_sub(1).and_then(|i| held.get_mut(i)).ok_or_else(astray)?;
-            match place.take() {
-                Some(Held::Map { fd, purpose: Purpose::Object(_) }) => maps.push((name, fd)),
+            match held.get_mut(place(handle)).and_then(Option::take) {
+                Some(Held::Map { fd, purpose: Purpose::Object(_), frozen }) => {
+                    maps.push(Map { name, fd, frozen });
+                }
                 _ => return Err(astray()),
             }
         }

@@ -27,6 +27,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// The command line; the processes that start this one write it.
+#[derive(Default)]
 struct Arguments {
     /// None: be the spawner.
     app: Option<AppName>,
@@ -58,13 +59,7 @@ fn arguments() -> Result<Arguments, Fatal> {
         "--spawner" => None,
         name => Some(name.parse().step("the name of the app")?),
     };
-    let mut parsed = Arguments {
-        app,
-        policies: Vec::new(),
-        loader: PathBuf::new(),
-        socket: DEFAULT_SOCKET.into(),
-        uid: None,
-    };
+    let mut parsed = Arguments { app, socket: DEFAULT_SOCKET.into(), ..Default::default() };
     while let Some(key) = args.next() {
         let value = args.next().ok_or_else(usage)?;
         match key.as_str() {

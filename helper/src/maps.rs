@@ -12,14 +12,11 @@ use std::os::fd::{AsFd, OwnedFd};
 pub(crate) struct Map {
     pub(crate) name: MapName,
     pub(crate) fd: OwnedFd,
-    frozen: bool,
+    /// For user space, for ever; the kernel refuses a second time.
+    pub(crate) frozen: bool,
 }
 
 impl Map {
-    pub(crate) fn new(name: MapName, fd: OwnedFd) -> Self {
-        Self { name, fd, frozen: false }
-    }
-
     /// As the kernel says.
     fn open(&self, cpus: PossibleCpus) -> Result<bpf::Map<'_>, Refusal> {
         bpf::Map::of(self.fd.as_fd(), cpus)

@@ -5,7 +5,6 @@
 
 use crate::attach;
 use crate::loading::{self, Failed};
-use crate::maps::Map;
 use crate::state::{Program, Session, State};
 use bpfgate_lockdown::{Fatal, Step};
 use bpfgate_protocol::authorize::{Permit, authorize};
@@ -195,7 +194,7 @@ impl State {
                 Some(Program { info, fd })
             })
             .collect();
-        let mut maps: Vec<Map> = loaded.maps.into_iter().map(|(name, fd)| Map::new(name, fd)).collect();
+        let mut maps = loaded.maps;
         let (mut infos, mut lent) = (Vec::new(), Vec::new());
         for (place, map) in maps.iter_mut().enumerate() {
             // A client that may not have a map is not told of it.

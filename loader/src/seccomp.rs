@@ -8,12 +8,12 @@ const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
 
 /// Commands of bpf(2) that reach the kernel from here; all of them work on descriptors that the helper made for
 /// this app, and need no capability.
-const BPF: &[u32] = &[cmd::MAP_LOOKUP_ELEM, cmd::MAP_UPDATE_ELEM, cmd::OBJ_GET_INFO_BY_FD, cmd::MAP_FREEZE];
+const BPF: &[u32] = &[cmd::MAP_LOOKUP_ELEM, cmd::MAP_UPDATE_ELEM, cmd::OBJ_GET_INFO_BY_FD];
 
 /// Those of the worker, which runs libbpf.
 pub(crate) fn worker() -> Vec<Row> {
     vec![
-        row!(bpf, SYS_bpf, When::OneOf(0, BPF), "libbpf fills maps and freezes .rodata"),
+        row!(bpf, SYS_bpf, When::OneOf(0, BPF), "libbpf fills maps"),
         row!(recvmsg, SYS_recvmsg, When::Always, "requests and answers of the helper"),
         row!(sendmsg, SYS_sendmsg, When::Always, "requests and answers to the helper"),
         row!(close, SYS_close, When::Always, "descriptors"),

@@ -8,7 +8,7 @@
 // Arguments of system calls are taken as wide as the kernel takes them.
 #![allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::needless_pass_by_value)]
 
-use bpfgate_bpf::uapi::{BtfLoadAttr, MapCreateAttr, ProgLoadAttr, cmd};
+use bpfgate_bpf::uapi::{BtfLoadAttr, ElemAttr, MapCreateAttr, ProgLoadAttr, cmd};
 use bpfgate_protocol::channel::{Channel, ChannelError};
 use bpfgate_protocol::inspect::{self, INSN};
 use bpfgate_protocol::messages::Bulk;
@@ -110,9 +110,10 @@ unsafe fn bpf(command: u32, attr: c_ulong, size: usize) -> c_long {
             cmd::MAP_CREATE => read_attr(attr, size).and_then(map_create),
             cmd::BTF_LOAD => read_attr(attr, size).and_then(|a| btf_load(&a)),
             cmd::PROG_LOAD => read_attr(attr, size).and_then(|a| prog_load(&a)),
+            cmd::MAP_FREEZE => read_attr(attr, size).and_then(map_freeze),
             // Ties .rodata to a program so that it lives as long: the helper holds both anyway.
             cmd::PROG_BIND_MAP => Ok(0),
-            cmd::MAP_LOOKUP_ELEM | cmd::MAP_UPDATE_ELEM | cmd::OBJ_GET_INFO_BY_FD | cmd::MAP_FREEZE => {
+            cmd::MAP_LOOKUP_ELEM | cmd::MAP_UPDATE_ELEM | cmd::OBJ_GET_INFO_BY_FD => {
                 return __real_syscall(libc::SYS_bpf, c_ulong::from(command), attr, size);
             }
             _ => Err(libc::EPERM),
@@ -194,6 +195,14 @@ fn map_create(attr: MapCreateAttr) -> Result<RawFd, i32> {
             with(|state| state.handles.insert(fd, handle));
             Ok(fd)
         }
+        (ToLoader::Failed { errno, .. }, _) => Err(errno),
+        _ => Err(libc::EPROTO),
+    }
+}
+
+fn map_freeze(attr: ElemAttr) -> Result<RawFd, i32> {
+    match ask(&FromLoader::MapFreeze { handle: handle(attr.map_fd as RawFd) }, None) {
+        (ToLoader::Kept { .. }, _) => Ok(0),
         (ToLoader::Failed { errno, .. }, _) => Err(errno),
         _ => Err(libc::EPROTO),
     }

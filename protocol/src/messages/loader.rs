@@ -45,9 +45,9 @@ pub enum ToLoader {
         /// For later reference.
         handle: Handle,
     },
-    /// The answer to `BtfLoad` and `ProgLoad`: the descriptor stays with the helper.
+    /// The answer to `MapFreeze`, `BtfLoad` and `ProgLoad`: the descriptor stays with the helper.
     Kept {
-        /// For later reference; 0 for a probe, which is closed at once.
+        /// For later reference; 0 if there will be none.
         handle: Handle,
     },
     /// The kernel said no, or the helper did (EPERM, with the reason told to the client).
@@ -134,6 +134,11 @@ pub enum LogWanted {
 pub enum FromLoader {
     /// Row `MapCreate`.
     MapCreate(MapCreate),
+    /// Row `MapFreeze`.
+    MapFreeze {
+        /// A map of this load.
+        handle: Handle,
+    },
     /// Row `BtfLoad`.
     BtfLoad {
         /// The BTF.
@@ -183,7 +188,7 @@ pub enum ToLeash {
 }
 
 /// The table of this channel.
-pub const ROWS: [Row; 8] = [
+pub const ROWS: [Row; 9] = [
     Row {
         name: "Load",
         from: Process::Helper,
@@ -204,6 +209,13 @@ pub const ROWS: [Row; 8] = [
         fds_in: "",
         fds_out: "the map",
         doc: "Asks for a map; the loader fills it without any capability.",
+    },
+    Row {
+        name: "MapFreeze",
+        from: Process::Loader,
+        fds_in: "",
+        fds_out: "",
+        doc: "Asks for a map to be frozen: the verifier takes frozen .rodata for constants.",
     },
     Row {
         name: "BtfLoad",
@@ -257,7 +269,7 @@ impl Message for FromLoader {
         match self {
             Self::BtfLoad { bulk, .. } | Self::ProgLoad(ProgLoad { bulk, .. }) => bulk.fds(),
             Self::Refused { log, .. } => log.fds(),
-            Self::MapCreate(_) | Self::Loaded { .. } | Self::Found { .. } => 0,
+            Self::MapCreate(_) | Self::MapFreeze { .. } | Self::Loaded { .. } | Self::Found { .. } => 0,
         }
     }
 }
