@@ -77,15 +77,15 @@ deps: ## Install what is missing to build and test (apt; Debian 12, 13, Ubuntu)
 	fi
 	@command -v $(CARGO) >/dev/null || { echo "make deps: Rust is missing; https://rustup.rs tells how to install it" >&2; exit 1; }
 
+test: SHOWN = --show-output 2>&1 | tee -a target/test.log
 test: deps bpf ## All tests; as root those too that load BPF programs
-	$(CARGO) build --locked --workspace --bins --examples # the end-to-end tests start these
-	$(CARGO) test --locked --workspace --exclude bpfgate-tests
-	RUST_TEST_THREADS=1 $(CARGO) test --locked -p bpfgate-tests # one at a time: they compare what the kernel holds
-	@if [[ $$(id -u) != 0 ]]; then \
-	  echo; \
-	  echo "make test: passed, but not as root: the end-to-end tests of bpfgate-tests that start a broker with its"; \
-	  echo "           helper, or that load, attach or change identity, were skipped. Run as root for all of them."; \
-	fi
+	$(CARGO) build --release --locked --workspace --bins --examples # the end-to-end tests start these
+	@: > target/test.log
+	$(CARGO) test --locked --workspace --exclude bpfgate-tests -- $(SHOWN)
+	RUST_TEST_THREADS=1 $(CARGO) test --locked -p bpfgate-tests -- $(SHOWN) # one at a time: they compare what the kernel holds
+	@awk '/^---- .* stdout ----$$/ { name = $$2 } \
+	  /^skipped: / { if (!n++) print "\nmake test: passed, but not all of it was run here:"; print "  " name ": " $$0 } \
+	  END { if (!n) print "\nmake test: passed, nothing was skipped" }' target/test.log
 
 demo: build ## A packet counter without privilege, in a network namespace of its own (asks sudo once)
 	tests/demo.sh

@@ -159,8 +159,7 @@ impl State {
         let peer = Peer::of(socket.as_fd()).map_err(|e| unknown(&e))?;
         let permit = authorize(&self.policy, &peer)?;
         if self.sessions.len() >= self.policy.limits.connections as usize {
-            let limit = self.policy.limits.connections;
-            return Err(Refusal::quota(format!("the policy allows {limit} connections at a time")));
+            return Err(Refusal::quota("as many connections as the policy allows are there already"));
         }
         let line = permit.line();
         self.sessions.insert(id, Session { permit, socket });
@@ -230,8 +229,7 @@ impl State {
         let object = self.own_instance(session, id)?.object.clone();
         let permit = permit.attach(&object, program, hook, target)?;
         if self.links() >= self.policy.limits.links as usize {
-            let limit = self.policy.limits.links;
-            return Err(Refusal::quota(format!("the policy allows {limit} attachments at a time")));
+            return Err(Refusal::quota("as many programs as the policy allows are attached already"));
         }
         let instance = self.instance(id)?;
         if let Some(link) = instance.link_to(program, permit.rule().hook.kind(), permit.target()) {

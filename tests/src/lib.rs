@@ -5,8 +5,12 @@
 //! | [`gate`] | [`Gate`]: a broker with its directory, policies, network and processes |
 //! | [`invariants`] | what must be true after every case, checked by one function |
 //! | [`census`] | the programs, maps, links and types that the kernel holds |
+//! | [`network`] | two network namespaces with a veth pair between them |
 //! | [`process`] | what /proc says of a process |
 //! | [`raw`] | a client that sends any bytes |
+//! | [`cgroup`] | a cgroup of a test's own |
+//! | [`cli`] | the command line, run to its end or while it runs |
+//! | [`counting`] | programs that count |
 //! | [`peer`] | a lying broker: speaks straight to a real helper |
 //! | [`user`] | threads that are somebody else |
 //! | [`sys`] | every unsafe block |
@@ -16,8 +20,12 @@
 #![allow(clippy::missing_panics_doc, reason = "where the harness panics, the test has failed")]
 
 pub mod census;
+pub mod cgroup;
+pub mod cli;
+pub mod counting;
 pub mod gate;
 pub mod invariants;
+pub mod network;
 pub mod peer;
 pub mod process;
 pub mod raw;
