@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 pub(crate) struct Audit {
-    /// None: standard error.
+    /// None: standard output, which no other process of bpfgate has.
     file: Option<File>,
     key: RandomState,
     count: u64,
@@ -73,7 +73,7 @@ impl Audit {
         line.push(b'\n');
         match &mut self.file {
             Some(file) => file.write_all(&line).step("writing an audit record"),
-            None => std::io::stderr().lock().write_all(&line).step("writing an audit record"),
+            None => std::io::stdout().lock().write_all(&line).step("writing an audit record"),
         }
     }
 }

@@ -5,10 +5,12 @@ use bpfgate_protocol::messages::helper::{Global, Target, Verb};
 use bpfgate_protocol::messages::{Bytes, InstanceId, LinkId};
 use bpfgate_protocol::names::{AppName, GlobalName, NameError};
 use bpfgate_protocol::refusal::{Refusal, printable};
+use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, value::RawValue};
 use std::fmt;
+use std::marker::PhantomData;
 
 /// A Varlink call.
 #[derive(Deserialize)]
@@ -58,7 +60,7 @@ fn invalid(why: impl fmt::Display) -> Refusal {
 
 impl Frame {
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
-        let frame: Self =
+        let Object(frame): Object<Self> =
             serde_json::from_slice(bytes).map_err(|e| invalid(format!("this is no Varlink call: {e}")))?;
         if frame.upgrade {
             return Err(invalid("no method upgrades the connection"));
@@ -73,7 +75,10 @@ impl Frame {
 
     fn parameters<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
         let text = self.parameters.as_ref().map_or("{}", |raw| raw.get());
-        serde_json::from_str(text).map_err(|e| invalid(format!("the parameters of {}: {e}", self.split().1)))
+        let parameters = serde_json::from_str(text);
+        parameters
+            .map(|Object(parameters)| parameters)
+            .map_err(|e| invalid(format!("the parameters of {}: {e}", self.split().1)))
     }
 
     /// The call.
@@ -127,7 +132,7 @@ impl Frame {
                         Some(Kind::from_key(&key).ok_or_else(|| invalid("hook: there is no such hook"))?)
                     }
                 };
-                let target = p.target.map_or(Ok(Target::Only), WireTarget::target)?;
+                let target = p.target.map_or(Ok(Target::Only), |Object(target)| target.target())?;
                 Verb::Attach {
                     instance: InstanceId(p.instance),
                     program: named("program", p.program)?,
@@ -200,6 +205,25 @@ fn from_hex(text: &str) -> Result<Vec<u8>, Refusal> {
     Ok(digits.chunks(2).map(byte).collect())
 }
 
+/// A JSON object. Derived structs would take an array too, and make a wire format of the order of their fields.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+            type Value = Object<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+        deserializer.deserialize_map(Fields(PhantomData))
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Empty {}
@@ -229,7 +253,7 @@ struct Load {
 struct Attach {
     instance: u64,
     program: String,
-    target: Option<WireTarget>,
+    target: Option<Object<WireTarget>>,
     hook: Option<String>,
 }
 
@@ -359,6 +383,9 @@ mod tests {
             ("[1]", "this is no Varlink call"),
             ("{\"method\":\"io.bpfgate.List\",\"extra\":1}", "this is no Varlink call"),
             ("{\"method\":\"io.bpfgate.List\",\"method\":\"io.bpfgate.List\"}", "this is no Varlink call"),
+            ("[\"io.bpfgate.List\",null,false,false,false]", "this is no Varlink call"),
+            ("{\"method\":\"io.bpfgate.List\",\"parameters\":[]}", "Invalid: the parameters of List"),
+            ("{\"method\":\"io.bpfgate.Open\",\"parameters\":[\"app\"]}", "Invalid: the parameters of Open"),
             ("{\"method\":\"io.bpfgate.List\",\"upgrade\":true}", "no method upgrades"),
             ("{\"method\":\"io.bpfgate.List\",\"parameters\":{\"x\":1}}", "Invalid: the parameters of List"),
             ("{\"method\":\"io.bpfgate.Nope\"}", "org.varlink.service.MethodNotFound"),

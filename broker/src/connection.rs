@@ -36,6 +36,8 @@ pub(crate) struct Connection {
     ended: bool,
     /// Nothing more is read; the connection ends when the last reply is out.
     pub(crate) closing: bool,
+    /// Epoll does not know it any more.
+    pub(crate) lingering: bool,
     /// Descriptors are on their way: until the client has read them, no others follow.
     fds_under_way: bool,
     pub(crate) session: Option<Box<Session>>,
@@ -88,6 +90,7 @@ impl Connection {
             busy: false,
             ended: false,
             closing: false,
+            lingering: false,
             fds_under_way: false,
             session: None,
             interest: EpollFlags::EPOLLIN,
@@ -178,6 +181,18 @@ impl Connection {
         if over && self.may_forget() { Err(End::Quiet) } else { Ok(()) }
     }
 
+    /// Nothing more is said or heard; but while descriptors of ours are on their way, it counts against its user. Gives
+    /// whether that is so.
+    pub(crate) fn linger(&mut self) -> bool {
+        self.input = Vec::new();
+        self.output.clear();
+        self.busy = false;
+        self.closing = true;
+        self.session = None;
+        self.lingering = !self.may_forget();
+        self.lingering
+    }
+
     /// Whether no descriptor of ours is still on its way to this client.
     fn may_forget(&mut self) -> bool {
         if self.fds_under_way && unread_by_peer(self.socket.as_fd()).is_ok_and(|unread| unread > 0) {
@@ -187,7 +202,8 @@ impl Connection {
         true
     }
 
-    fn has_request(&self) -> bool {
+    /// Whether a whole request waits.
+    pub(crate) fn has_request(&self) -> bool {
         self.input.contains(&0)
     }
 

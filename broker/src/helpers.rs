@@ -10,7 +10,7 @@ use bpfgate_protocol::names::{AppName, ObjectName};
 use bpfgate_protocol::policy::{Keep, Policy, PolicyError, Sandboxing, file, needed};
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -246,12 +246,35 @@ impl<T> Helper<T> {
     }
 }
 
+/// A policy that was read.
+type Verdict = Result<Arc<Policy>, Arc<PolicyError>>;
+
+/// What tells whether a policy file, or an account that it may name, is still the same.
+#[derive(PartialEq, Eq)]
+struct Stamp(Vec<(u64, u64, i64, i64, u64)>);
+
+impl Stamp {
+    /// None if no directory has a file for this app.
+    fn of(directories: &[PathBuf], app: &AppName) -> Option<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let look = |path: &Path| {
+            let m = path.symlink_metadata().ok()?;
+            Some((m.dev(), m.ino(), m.ctime(), m.ctime_nsec(), m.size()))
+        };
+        let file = directories.iter().find_map(|directory| look(&directory.join(format!("{app}.toml"))))?;
+        let accounts = ["/etc/passwd", "/etc/group"].iter().filter_map(|path| look(Path::new(path)));
+        Some(Self(std::iter::once(file).chain(accounts).collect()))
+    }
+}
+
 /// The way to new helpers.
 pub(crate) struct Starter {
     spawner: Channel,
     directories: Vec<PathBuf>,
     /// The next datagram is the channel of this app's helper.
     expected: Option<AppName>,
+    /// Policies by app, as long as their files stay as they are: whoever asks for an app makes nobody read it twice.
+    cache: BTreeMap<AppName, (Stamp, Verdict)>,
     /// Apps whose last helper did not start: when to try again, and how long to wait after that.
     backoff: BTreeMap<AppName, (Instant, Duration)>,
 }
@@ -268,7 +291,7 @@ pub(crate) enum Start {
 impl Starter {
     pub(crate) fn new(spawner: Channel, directories: Vec<PathBuf>) -> std::io::Result<Self> {
         spawner.set_nonblocking()?;
-        Ok(Self { spawner, directories, expected: None, backoff: BTreeMap::new() })
+        Ok(Self { spawner, directories, expected: None, cache: BTreeMap::new(), backoff: BTreeMap::new() })
     }
 
     pub(crate) fn directories(&self) -> &[PathBuf] {
@@ -279,9 +302,27 @@ impl Starter {
         self.spawner.as_fd()
     }
 
-    /// The policy of an app as it is on disk now.
-    pub(crate) fn policy(&self, app: &AppName) -> Result<Option<Arc<Policy>>, PolicyError> {
-        Ok(file::read(&self.directories, app)?.map(Arc::new))
+    /// The policy of an app as it is on disk now; none if there is no file. A new error is logged once.
+    pub(crate) fn policy(&mut self, app: &AppName) -> Result<Option<Arc<Policy>>, Arc<PolicyError>> {
+        let Some(stamp) = Stamp::of(&self.directories, app) else { return Ok(None) };
+        if let Some((then, result)) = self.cache.get(app)
+            && *then == stamp
+        {
+            return result.clone().map(Some);
+        }
+        let result = match file::read(&self.directories, app) {
+            Ok(None) => return Ok(None),
+            Ok(Some(policy)) => Ok(Arc::new(policy)),
+            Err(error) => {
+                log::error!("the policy of {app} is not in force:\n{error}");
+                Err(Arc::new(error))
+            }
+        };
+        if self.cache.len() >= MAX_INSTANCES {
+            self.cache.clear();
+        }
+        self.cache.insert(app.clone(), (stamp, result.clone()));
+        result.map(Some)
     }
 
     /// Asks for a helper; false: not yet, the last one did not start.

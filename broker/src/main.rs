@@ -48,7 +48,7 @@ struct Arguments {
     /// Connections of one user at a time
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
     max_connections_per_user: u32,
-    /// File for audit records, appended to [default: standard error]
+    /// File for audit records, appended to [default: standard output]
     #[arg(long, value_name = "PATH")]
     audit: Option<PathBuf>,
 }
@@ -68,11 +68,12 @@ fn run(mut arguments: Arguments) -> Result<(), Fatal> {
     if !arguments.standalone {
         return Err(Fatal("say --standalone: the units for systemd are not there yet".into()));
     }
-    // Descriptors: one for each connection, and a few for helpers, policies and the rest.
-    process::tame(u64::from(arguments.max_connections) + 256)?;
+    // As many descriptors as there may be: those that clients have not read yet count too, and the limits on
+    // connections are our own.
+    process::tame(u64::MAX)?;
     let audit = audit::Audit::open(arguments.audit.as_deref())?;
-    let standalone::Started { listener, spawner, uid } = standalone::start(&arguments)?;
-    capabilities::keep_only(&[], Some(uid))?;
+    let standalone::Started { listener, spawner, user } = standalone::start(&arguments)?;
+    capabilities::keep_only(&[], Some(user))?;
     process::not_dumpable()?;
     capabilities::assert_none_in_any_thread()?;
     let below: Vec<&Path> =
@@ -86,6 +87,6 @@ fn run(mut arguments: Arguments) -> Result<(), Fatal> {
     allow.push(files::Allow::Below(Path::new("/etc")));
     let landlock_abi = files::restrict(&allow, files::Demand::Full)?;
     let filters = syscalls::restrict(&seccomp::rows())?;
-    log::info!("uid {uid}, no capability, landlock ABI {landlock_abi}, {filters} seccomp filters");
+    log::info!("uid {}, no capability, landlock ABI {landlock_abi}, {filters} seccomp filters", user.uid);
     server::Server::new(&arguments, listener, spawner, audit).step("starting to serve")?.run()
 }

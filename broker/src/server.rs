@@ -14,11 +14,11 @@ use bpfgate_protocol::messages::SessionId;
 use bpfgate_protocol::messages::helper::{Outcome, ToHelper, Verb};
 use bpfgate_protocol::names::AppName;
 use bpfgate_protocol::policy::{Policy, Right};
-use bpfgate_protocol::refusal::{Refusal, printable};
+use bpfgate_protocol::refusal::{Class, Refusal, printable};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{Backlog, getsockopt, listen, sockopt};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -58,6 +58,8 @@ pub(crate) struct Server {
     max_connections: usize,
     max_per_user: u32,
     last_number: u64,
+    /// Clients that may have more requests.
+    ready: VecDeque<u64>,
     buffer: Vec<u8>,
 }
 
@@ -87,6 +89,7 @@ impl Server {
             max_connections: arguments.max_connections as usize,
             max_per_user: arguments.max_connections_per_user,
             last_number: SPAWNER,
+            ready: VecDeque::new(),
             buffer: vec![0; MAX_REQUEST],
         })
     }
@@ -107,11 +110,19 @@ impl Server {
                     number => self.client_says(number, event.events())?,
                 }
             }
+            for _ in 0..self.ready.len().min(64) {
+                if let Some(number) = self.ready.pop_front() {
+                    self.requests(number)?;
+                }
+            }
             self.look_at_the_clock()?;
         }
     }
 
     fn timeout(&self) -> EpollTimeout {
+        if !self.ready.is_empty() {
+            return EpollTimeout::ZERO;
+        }
         let client = self.deadlines.first().map(|(at, _)| *at);
         let helper = self.helpers.values().flat_map(|h| h.deadline().into_iter().chain(h.retry())).min();
         let Some(next) = client.into_iter().chain(helper).min() else { return EpollTimeout::NONE };
@@ -232,22 +243,27 @@ impl Server {
         self.requests(number)
     }
 
-    /// Everything that a client has asked and that can be begun now.
+    /// Begins the next request of a client, if there is one that can be begun. One at a time: whoever has more comes again
+    /// after everybody else.
     fn requests(&mut self, number: u64) -> Result<(), Fatal> {
-        while let Some(connection) = self.connections.get_mut(&number) {
-            if let Err(end) = connection.flush() {
-                self.end(number, end);
-                return Ok(());
-            }
-            match connection.next() {
-                Next::Request(bytes) => self.request(number, &bytes)?,
-                Next::TooLong => {
-                    let refusal = Refusal::invalid(format!("a request is longer than {MAX_REQUEST} bytes"));
-                    self.refuse(number, &refusal, false, "?", "", None)?;
-                    self.close_after_reply(number);
+        let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
+        if let Err(end) = connection.flush() {
+            self.end(number, end);
+            return Ok(());
+        }
+        match connection.next() {
+            Next::Request(bytes) => {
+                self.request(number, &bytes)?;
+                if self.connections.get(&number).is_some_and(Connection::has_request) {
+                    self.ready.push_back(number);
                 }
-                Next::Nothing => break,
             }
+            Next::TooLong => {
+                let refusal = Refusal::invalid(format!("a request is longer than {MAX_REQUEST} bytes"));
+                self.refuse(number, &refusal, false, "?", "", None)?;
+                self.close_after_reply(number);
+            }
+            Next::Nothing => {}
         }
         self.settle(number);
         Ok(())
@@ -267,7 +283,7 @@ impl Server {
             return;
         }
         let wanted = connection.wanted();
-        if wanted != connection.interest {
+        if wanted != connection.interest && !connection.lingering {
             connection.interest = wanted;
             if self.epoll.modify(connection.socket(), &mut EpollEvent::new(wanted, number)).is_err() {
                 self.end(number, End::Quiet);
@@ -284,29 +300,39 @@ impl Server {
     }
 
     fn end(&mut self, number: u64, why: End) {
-        let Some(connection) = self.connections.remove(&number) else { return };
-        if let Some(at) = connection.armed {
+        let Some(mut connection) = self.connections.remove(&number) else { return };
+        if let Some(at) = connection.armed.take() {
             self.deadlines.remove(&(at, number));
         }
-        // The helper holds the socket too: closing ours would leave it with epoll.
-        let _ = self.epoll.delete(connection.socket());
+        if !connection.lingering {
+            // The helper holds the socket too: closing ours would leave it with epoll.
+            let _ = self.epoll.delete(connection.socket());
+        }
         if why == End::Descriptors {
             log::warn!("a client of uid {} sent descriptors; its connection is closed", connection.uid);
         }
-        self.leave(connection.uid);
-        if let Some(session) = &connection.session
-            && let Some(helper) = self.helper_of.get(&session.app).and_then(|n| self.helpers.get_mut(n))
-        {
-            helper.sessions = helper.sessions.saturating_sub(1);
-            let unopened =
-                helper.cancel(|tag| tag.asker.as_ref().is_some_and(|asker| asker.connection == number));
-            if !unopened {
-                let tag = Tag { asker: None, subject: String::new() };
-                helper.push(Request { message: ToHelper::Close { session: session.id }, tag });
-            }
-            let helper = self.helper_of[&session.app];
-            self.pass_on(helper);
+        if let Some(session) = connection.session.take() {
+            self.close_session(number, &session);
         }
+        if connection.linger() {
+            self.connections.insert(number, connection);
+            self.settle(number);
+        } else {
+            self.leave(connection.uid);
+        }
+    }
+
+    fn close_session(&mut self, number: u64, session: &Session) {
+        let Some(&helper_number) = self.helper_of.get(&session.app) else { return };
+        let Some(helper) = self.helpers.get_mut(&helper_number) else { return };
+        helper.sessions = helper.sessions.saturating_sub(1);
+        let unopened =
+            helper.cancel(|tag| tag.asker.as_ref().is_some_and(|asker| asker.connection == number));
+        if !unopened {
+            let tag = Tag { asker: None, subject: String::new() };
+            helper.push(Request { message: ToHelper::Close { session: session.id }, tag });
+        }
+        self.pass_on(helper_number);
     }
 
     // ---- requests ----
@@ -395,25 +421,21 @@ impl Server {
         let peer = Peer::of(connection.socket())
             .map_err(|error| no(Refusal::denied(format!("the client cannot be identified: {error}"))))?;
         let now = Instant::now();
-        let running = self.helper_of.get(&app).and_then(|helper| self.helpers.get(helper));
-        let policy = match running {
-            Some(helper) => helper.policy.clone(),
-            None => match self.starter.policy(&app) {
-                Ok(Some(policy)) => policy,
-                Ok(None) => return Err(no(Refusal::denied("there is no policy for this app"))),
-                Err(error) => {
-                    log::error!("the policy of {app} is not in force:\n{error}");
-                    return Err(no(Refusal::denied(error.lines().join("; "))));
-                }
-            },
+        let policy = match self.starter.policy(&app) {
+            Ok(Some(policy)) => policy,
+            Ok(None) => return Err(no(Refusal::denied("there is no policy for this app"))),
+            Err(error) => return Err(no(Refusal::denied(error.lines().join("; ")))),
         };
         let with = |refusal: Refusal| (refusal, Some(policy.clone()));
         let _early = authorize(&policy, &peer).map_err(with)?;
-        if running.is_some_and(|helper| helper.sessions >= policy.limits.connections) {
+        self.make_way(&app, &policy).map_err(with)?;
+        let sessions =
+            self.helper_of.get(&app).and_then(|n| self.helpers.get(n)).map(|helper| helper.sessions);
+        if sessions.is_some_and(|sessions| sessions >= policy.limits.connections) {
             let limit = policy.limits.connections;
             return Err(with(Refusal::quota(format!("the policy allows {limit} connections at a time"))));
         }
-        if running.is_none() {
+        if sessions.is_none() {
             self.start_helper(&app, &policy, now).map_err(with)?;
         }
         let helper = self.helper_of[&app];
@@ -431,6 +453,24 @@ impl Server {
         }
         self.pass_on(helper);
         Ok(())
+    }
+
+    /// A helper serves the policy that it read at its start. If the file is another one by now, it ends with its last
+    /// session, and takes no new ones.
+    fn make_way(&mut self, app: &AppName, policy: &Policy) -> Result<(), Refusal> {
+        let Some(&number) = self.helper_of.get(app) else { return Ok(()) };
+        match self.helpers.get(&number) {
+            Some(helper) if helper.policy.digest != policy.digest && helper.was_ready() => {
+                if helper.sessions > 0 {
+                    let why = "the policy of this app was changed; its helper ends when the sessions of before have ended";
+                    return Err(Refusal::new(Class::Busy, why));
+                }
+                log::info!("the policy of {app} was changed: its helper ends, and what it kept with it");
+                self.forget_helper(number);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
     }
 
     fn start_helper(&mut self, app: &AppName, policy: &Arc<Policy>, now: Instant) -> Result<(), Refusal> {

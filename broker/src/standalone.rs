@@ -1,10 +1,11 @@
 //! The start without systemd: everything that needs privilege, done before it is given up.
 
 use crate::Arguments;
+use bpfgate_lockdown::capabilities::User;
 use bpfgate_lockdown::{Fatal, Step, process, spawn};
 use bpfgate_protocol::channel::{Channel, refuse_descriptors};
-use bpfgate_protocol::policy::file::Accounts;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, socket};
+use nix::sys::stat::{Mode, umask};
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
@@ -17,32 +18,35 @@ pub(crate) struct Started {
     /// Bound, not listening yet.
     pub(crate) listener: OwnedFd,
     pub(crate) spawner: Channel,
-    pub(crate) uid: u32,
+    pub(crate) user: User,
 }
 
 pub(crate) fn start(arguments: &Arguments) -> Result<Started, Fatal> {
     if !nix::unistd::geteuid().is_root() {
         return Err(Fatal("--standalone starts with privilege, to start helpers: run it as root".into()));
     }
-    let uid = user(arguments.user.as_deref())?;
+    let user = user(arguments.user.as_deref())?;
     let listener = bound(&arguments.socket)?;
     let spawner = spawner(arguments)?;
-    Ok(Started { listener, spawner, uid })
+    Ok(Started { listener, spawner, user })
 }
 
-fn user(name: Option<&str>) -> Result<u32, Fatal> {
-    let accounts = Accounts::read().step("reading /etc/passwd")?;
+fn user(name: Option<&str>) -> Result<User, Fatal> {
+    let accounts = std::fs::read_to_string("/etc/passwd").step("reading /etc/passwd")?;
+    let account = |wanted: &str| {
+        accounts.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            let (name, _, uid, gid) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+            (name == wanted).then_some(User { uid: uid.parse().ok()?, gid: gid.parse().ok()? })
+        })
+    };
     match name {
-        None => Ok(accounts.users.get("bpfgate").copied().unwrap_or(FALLBACK_UID)),
-        Some(name) => {
-            let uid = accounts.users.get(name).copied().or_else(|| name.parse().ok());
-            let uid = uid.ok_or_else(|| Fatal(format!("there is no user {name}")))?;
-            if uid == 0 {
-                Err(Fatal("the broker must not be root: choose another --user".into()))
-            } else {
-                Ok(uid)
-            }
-        }
+        None => Ok(account("bpfgate").unwrap_or(User::unnamed(FALLBACK_UID))),
+        Some(name) => match account(name) {
+            Some(user) if user.uid != 0 && user.gid != 0 => Ok(user),
+            Some(_) => Err(Fatal("the broker must not be root: choose another --user".into())),
+            None => Err(Fatal(format!("there is no user {name}"))),
+        },
     }
 }
 
@@ -68,8 +72,11 @@ fn bound(path: &Path) -> Result<OwnedFd, Fatal> {
         _ => return Err(Fatal(format!("another broker listens on {}", path.display()))),
     }
     let listener = new().step("a socket")?;
-    bind(listener.as_raw_fd(), &address).step(&step("binding"))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).step(&step("the mode of"))?;
+    // Everybody may connect. By umask, not by chmod: what stands at the path by then could be another file.
+    let old = umask(Mode::from_bits_truncate(0o111));
+    let bound = bind(listener.as_raw_fd(), &address);
+    umask(old);
+    bound.step(&step("binding"))?;
     if !refuse_descriptors(listener.as_fd()) {
         log::info!(
             "this kernel (before 6.16) cannot keep clients from sending descriptors; they are closed on arrival"

@@ -49,7 +49,7 @@ pub struct LoadOptions {
 pub struct Program {
     /// Its name in the object.
     pub name: String,
-    /// Its type as the kernel names it.
+    /// The key of its hook in the policy: `xdp`, `tcx`, `uprobe`, ....
     pub kind: String,
     /// Its descriptor, only if the policy says `program_fd = true`.
     pub fd: Option<OwnedFd>,

@@ -1,5 +1,6 @@
 //! The loader of this helper: two channels to it. Once confined, this process cannot start another one.
 
+use bpfgate_lockdown::capabilities::User;
 use bpfgate_lockdown::process::SingleThread;
 use bpfgate_lockdown::{Fatal, Step, capabilities, spawn};
 use bpfgate_protocol::INNER_VERSION;
@@ -25,13 +26,13 @@ pub(crate) struct Loader {
 
 impl Loader {
     /// Starts the loader as the user that the helper will be, without any capability.
-    pub(crate) fn start(alone: SingleThread, program: &Path, uid: Option<u32>) -> Result<Self, Fatal> {
+    pub(crate) fn start(alone: SingleThread, program: &Path, user: Option<User>) -> Result<Self, Fatal> {
         let exe = spawn::open_program(program)?;
         let (leash, leash_end) = Channel::pair().step("the leash")?;
         let (work, work_end) = Channel::pair().step("the work channel")?;
         let argv = [CString::from(c"bpfgate-loader")];
         let fds = [leash_end.as_fd(), work_end.as_fd()];
-        spawn::program(alone, exe.as_fd(), &argv, &fds, || capabilities::keep_only(&[], uid))?;
+        spawn::program(alone, exe.as_fd(), &argv, &fds, || capabilities::keep_only(&[], user))?;
         drop((leash_end, work_end));
         leash.set_timeouts(5, 5).step("setting deadlines")?;
         work.set_timeouts(5, 5).step("setting deadlines")?;
@@ -72,9 +73,13 @@ impl Loader {
                 let how = self.announcement()?;
                 self.throw_away()?;
                 let how = how.unwrap_or_else(|| "is gone".into());
-                Err(Refusal::object(format!(
-                    "libbpf {how} while it worked on this object; the object is damaged or hits a bug of libbpf"
-                )))
+                // SIGSYS is our own filter, and no fault of the object.
+                let cause = if how.contains("SIGSYS") {
+                    "that is a defect of bpfgate"
+                } else {
+                    "the object is damaged or hits a bug of libbpf"
+                };
+                Err(Refusal::object(format!("libbpf {how} while it worked on this object; {cause}")))
             }
             [false, false] => {
                 self.kill()?;
@@ -87,7 +92,7 @@ impl Loader {
     }
 
     /// Ends the worker and whatever it was doing; the next request meets a new one.
-    fn kill(&mut self) -> Result<(), Refusal> {
+    pub(crate) fn kill(&mut self) -> Result<(), Refusal> {
         if self.leash.send(&ToLeash::Kill, &[]).is_err() || self.announcement()?.is_none() {
             self.gone = true;
         }

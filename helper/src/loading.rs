@@ -20,7 +20,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 const MAX_LOG: usize = 1 << 20;
 
 /// Kernel objects of one load, probes of libbpf included. A first load in a new worker makes about 25.
-const MAX_HELD: usize = 600;
+const MAX_HELD: usize = 400;
+
+/// All BTF of one load, in bytes: that of the object, and of probes.
+const MAX_BTF: usize = inspect::MAX_BTF + (1 << 20);
 
 /// What the app may still have.
 #[derive(Clone, Copy)]
@@ -63,6 +66,7 @@ struct Transaction<'a> {
     programs: Vec<Option<OwnedFd>>,
     maps: u32,
     map_bytes: u64,
+    btf_left: usize,
     /// The newest reason why libbpf will fail; it knows only an errno.
     refusal: Option<Refusal>,
 }
@@ -90,11 +94,13 @@ pub(crate) fn load(
         programs: programs.iter().map(|_| None).collect(),
         maps: 0,
         map_bytes: 0,
+        btf_left: MAX_BTF,
         refusal: None,
     };
     let globals = permit.globals().to_vec();
     loader.request(&ToLoader::Load { object: permit.object().clone(), programs, globals }, object)?;
-    loop {
+    // libbpf asks for two things of each map, tries each program twice, and makes some 30 probes.
+    for _ in 0..100 + 4 * budget.maps + 4 * budget.programs {
         let (message, mut fds) =
             loader.next().map_err(|refusal| transaction.refusal.take().unwrap_or(refusal))?;
         let fd = fds.pop();
@@ -114,6 +120,7 @@ pub(crate) fn load(
         };
         loader.send(&answer, fd)?;
     }
+    Err(loader.astray().into())
 }
 
 /// Asks for the file offset of functions in a binary.
@@ -123,6 +130,8 @@ pub(crate) fn symbols(
     symbols: Vec<bpfgate_protocol::names::SymbolName>,
 ) -> Result<Vec<u64>, Refusal> {
     let count = symbols.len();
+    // A worker that an object may have taken over does not choose where a program is attached.
+    loader.kill()?;
     loader.request(&ToLoader::Symbols { symbols }, binary)?;
     match loader.next()?.0 {
         FromLoader::Found { offsets } if offsets.len() == count => Ok(offsets),
@@ -260,7 +269,8 @@ impl Transaction<'_> {
         if self.is_full() {
             return errno(libc::E2BIG);
         }
-        let Ok(bytes) = bulk.unpack(fd, inspect::MAX_BTF) else { return errno(libc::E2BIG) };
+        let Ok(bytes) = bulk.unpack(fd, self.btf_left) else { return errno(libc::E2BIG) };
+        self.btf_left -= bytes.len();
         match bpf::btf_load(&bytes) {
             Ok(fd) => (ToLoader::Kept { handle: self.hold(Held::Btf(fd)) }, Carry::Nothing),
             Err(error) => errno(error as i32),

@@ -17,6 +17,7 @@ mod serve;
 mod spawner;
 mod state;
 
+use bpfgate_lockdown::capabilities::User;
 use bpfgate_lockdown::{Fatal, Step, capabilities, files, process, syscalls};
 use bpfgate_protocol::channel::Channel;
 use bpfgate_protocol::messages::helper::{FromHelper, Sandbox};
@@ -36,7 +37,7 @@ struct Arguments {
     /// The socket that clients come through.
     socket: PathBuf,
     /// Who to be, if started by root.
-    uid: Option<u32>,
+    user: Option<User>,
 }
 
 fn main() {
@@ -44,10 +45,11 @@ fn main() {
         Some(app) => run_helper(app, &arguments),
         None => spawner::run(&arguments),
     });
-    if let Err(fatal) = result {
+    if let Err(fatal) = &result {
         eprintln!("bpfgate-helper: {fatal}");
-        std::process::exit(1);
     }
+    // At once: what the Rust library would do before needs more system calls than are left.
+    process::exit_now(i32::from(result.is_err()))
 }
 
 fn arguments() -> Result<Arguments, Fatal> {
@@ -66,7 +68,7 @@ fn arguments() -> Result<Arguments, Fatal> {
             "--policies" => parsed.policies.push(value.into()),
             "--loader" => parsed.loader = value.into(),
             "--socket" => parsed.socket = value.into(),
-            "--uid" => parsed.uid = Some(value.parse().step("--uid")?),
+            "--uid" => parsed.user = Some(User::unnamed(value.parse().step("--uid")?)),
             _ => return Err(usage()),
         }
     }
@@ -78,7 +80,7 @@ fn arguments() -> Result<Arguments, Fatal> {
 
 fn run_helper(app: &AppName, arguments: &Arguments) -> Result<(), Fatal> {
     let broker = Channel::inherited(3).step("descriptor 3 is not the broker's channel")?;
-    if nix::unistd::geteuid().is_root() && arguments.uid.is_none_or(|uid| uid == 0) {
+    if nix::unistd::geteuid().is_root() && arguments.user.is_none_or(|user| user.uid == 0) {
         return Err(Fatal("a helper is no root process: --uid is missing".into()));
     }
     process::tame(4096)?;
@@ -87,9 +89,9 @@ fn run_helper(app: &AppName, arguments: &Arguments) -> Result<(), Fatal> {
     let policy = file::read(&arguments.policies, app).map_err(|error| Fatal(error.lines().join("\n")))?;
     let policy = Arc::new(policy.ok_or_else(|| Fatal(format!("there is no policy for app {app}")))?);
     let inventory = inventory::Inventory::open(&policy)?;
-    let loader = loader::Loader::start(alone, &arguments.loader, arguments.uid)?;
+    let loader = loader::Loader::start(alone, &arguments.loader, arguments.user)?;
     let keep = needed(&policy);
-    capabilities::keep_only(&keep, arguments.uid)?;
+    capabilities::keep_only(&keep, arguments.user)?;
     process::not_dumpable()?;
     let demand = match policy.require {
         Sandboxing::Full => files::Demand::Full,

@@ -33,6 +33,10 @@ const BPF_COMMANDS: [u32; BPF.len()] = {
     commands
 };
 
+/// Options of a client's socket.
+const IDENTITY: [u32; 4] =
+    [libc::SO_PEERCRED as u32, libc::SO_PEERGROUPS as u32, libc::SO_TYPE as u32, libc::SO_ACCEPTCONN as u32];
+
 /// The list.
 #[rustfmt::skip]
 pub(crate) const ROWS: [Row; 24] = [
@@ -42,7 +46,7 @@ pub(crate) const ROWS: [Row; 24] = [
     row!(ppoll, SYS_ppoll, When::Always, "waits for requests and for clients that go away"),
     row!(getsockname, SYS_getsockname, When::Always, "whether a client came through the broker's socket"),
     row!(close, SYS_close, When::Always, "descriptors"),
-    row!(getsockopt, SYS_getsockopt, When::OneOf(2, &[libc::SO_PEERCRED as u32, libc::SO_PEERGROUPS as u32]), "who a client is"),
+    row!(getsockopt, SYS_getsockopt, When::OneOf(2, &IDENTITY), "who a client is"),
     row!(ioctl, SYS_ioctl, When::OneOf(1, &[SIOCGIFINDEX]), "the index of an interface"),
     row!(pread64, SYS_pread64, When::Always, "parts of a program that are larger than a datagram"),
     row!(memfd_create, SYS_memfd_create, When::Always, "verifier logs that are larger than a datagram"),
@@ -50,9 +54,9 @@ pub(crate) const ROWS: [Row; 24] = [
     row!(munmap, SYS_munmap, When::Always, "memory"),
     row!(mremap, SYS_mremap, When::Always, "memory"),
     row!(brk, SYS_brk, When::Always, "memory"),
-    row!(write, SYS_write, When::Always, "messages on standard error; verifier logs that are larger than a datagram"),
+    row!(write, SYS_write, When::OneOf(0, &[2]), "messages on standard error"),
+    row!(pwrite64, SYS_pwrite64, When::Except(0, 2), "verifier logs that are larger than a datagram"),
     row!(openat, SYS_openat, When::Fails(libc::EACCES), "nothing is opened; the self-test sees that this list is in force"),
-    row!(sigaltstack, SYS_sigaltstack, When::Always, "the end of the process"),
     row!(exit_group, SYS_exit_group, When::Always, "the end of the process"),
     row!(rt_sigprocmask, SYS_rt_sigprocmask, When::Always, "abort ends in SIGABRT, not in a broken filter"),
     row!(rt_sigaction, SYS_rt_sigaction, When::Always, "the same, and the report of a stack overflow"),

@@ -12,12 +12,12 @@ use bpfgate_protocol::channel::{Channel, ChannelError};
 use bpfgate_protocol::hooks::Kind;
 use bpfgate_protocol::identity::Peer;
 use bpfgate_protocol::messages::helper::{FromHelper, Global, Outcome, ProgramInfo, Target, ToHelper, Verb};
-use bpfgate_protocol::messages::{Bytes, InstanceId, LinkId, SessionId};
+use bpfgate_protocol::messages::{Bulk, Bytes, InstanceId, LinkId, SessionId};
 use bpfgate_protocol::names::{MapName, ObjectName, ProgramName};
 use bpfgate_protocol::policy::{Access, Right};
 use bpfgate_protocol::refusal::Refusal;
 use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::socket::{UnixAddr, getsockname};
+use nix::sys::socket::{UnixAddr, getsockname, getsockopt, sockopt};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// What a request came to. Descriptors are named, not held: they are lent to the message that carries them.
@@ -101,7 +101,14 @@ fn send(broker: &Channel, state: &State, done: Result<Done, Failed>) -> Result<(
         fds.push(fd);
     }
     fds.extend(log_fd.as_ref().map(AsFd::as_fd));
-    broker.send(&FromHelper::Answer { outcome, line }, &fds).step("answering")
+    match broker.send(&FromHelper::Answer { outcome, line }, &fds) {
+        // Too long to be said: nothing was sent.
+        Err(ChannelError::Protocol(why)) => {
+            let outcome = Outcome::Refused { refusal: Refusal::quota(why), log: Bulk::empty() };
+            broker.send(&FromHelper::Answer { outcome, line }, &[]).step("answering")
+        }
+        sent => sent.step("answering"),
+    }
 }
 
 impl State {
@@ -153,7 +160,8 @@ impl State {
         // A broker that was taken over holds other sockets whose peer is somebody else: its log, its channels. A client
         // is who came through the broker's own socket, which the kernel names.
         let name = getsockname::<UnixAddr>(socket.as_raw_fd()).map_err(|e| unknown(&e))?;
-        if name.path() != Some(self.entrance.as_path()) {
+        let listens = getsockopt(&socket, sockopt::AcceptConn).map_err(|e| unknown(&e))?;
+        if name.path() != Some(self.entrance.as_path()) || listens {
             return Err(unknown(&"it did not come through the socket for clients"));
         }
         let peer = Peer::of(socket.as_fd()).map_err(|e| unknown(&e))?;

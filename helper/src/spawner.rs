@@ -6,6 +6,7 @@ use bpfgate_lockdown::{Fatal, Step, capabilities, process, spawn};
 use bpfgate_protocol::channel::{Channel, ChannelError};
 use bpfgate_protocol::messages::spawner::{FromSpawner, ToSpawner};
 use bpfgate_protocol::names::AppName;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
@@ -73,8 +74,16 @@ impl Spawner<'_> {
         app: &AppName,
     ) -> Result<Channel, Fatal> {
         // A helper whose channel is closed is about to end.
-        if !self.wait_until(|spawner, _| !spawner.running.contains_key(app))? {
-            return Err(Fatal(format!("the helper of {app} is still running")));
+        let ended = |spawner: &Self, _| !spawner.running.contains_key(app);
+        if !self.wait_until(ended)? {
+            // The broker has given it up, and it does not notice.
+            self.running
+                .get(app)
+                .map_or(Ok(()), |pid| kill(*pid, Signal::SIGKILL))
+                .step("ending a helper")?;
+            if !self.wait_until(ended)? {
+                return Err(Fatal(format!("the helper of {app} is still running")));
+            }
         }
         let uid = self.uid(app)?;
         let (ours, theirs) = Channel::pair().step("a channel")?;
@@ -95,6 +104,11 @@ impl Spawner<'_> {
     fn uid(&mut self, app: &AppName) -> Result<u32, Fatal> {
         if let Some(uid) = self.uids.get(app) {
             return Ok(*uid);
+        }
+        let policy =
+            |directory: &std::path::PathBuf| directory.join(format!("{app}.toml")).symlink_metadata().is_ok();
+        if !self.arguments.policies.iter().any(policy) {
+            return Err(Fatal(format!("there is no policy for app {app}")));
         }
         let next = FIRST_UID + u32::try_from(self.uids.len()).step("too many apps")?;
         if next > LAST_UID {

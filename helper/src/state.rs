@@ -214,7 +214,8 @@ impl State {
             let _ = bpfgate_bpf::link_detach(std::os::fd::AsFd::as_fd(&link));
         }
         drop(link);
-        if let (Target::Event(name), Some(event), false) = (info.target, event, shared)
+        // The policy gives nobody the link of a tracepoint: its event is free again.
+        if let (Target::Event(name), Some(event)) = (info.target, event)
             && let Some(Ok(events)) = self.inventory.tracepoints.get_mut(&name)
         {
             events.push(event);

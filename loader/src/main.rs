@@ -33,7 +33,8 @@ fn main() {
 fn run() -> Result<(), Fatal> {
     let leash = Channel::inherited(3).step("descriptor 3 is not the leash; a helper starts this program")?;
     let work = Channel::inherited(4).step("descriptor 4 is not the work channel")?;
-    process::tame(128)?;
+    // A descriptor for each map and program of an object.
+    process::tame(1024)?;
     process::die_with_parent()?;
     process::default_sigchld()?;
     capabilities::keep_only(&[], None)?;

@@ -4,10 +4,11 @@ use crate::{seccomp, worker};
 use bpfgate_lockdown::process::SingleThread;
 use bpfgate_lockdown::{Fatal, Step, spawn, syscalls};
 use bpfgate_protocol::INNER_VERSION;
-use bpfgate_protocol::channel::{Channel, ChannelError};
+use bpfgate_protocol::channel::{Channel, ChannelError, receive};
 use bpfgate_protocol::messages::loader::{FromLeash, ToLeash};
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::MsgFlags;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -34,10 +35,17 @@ pub(crate) fn run(alone: SingleThread, mut leash: Channel, work: &Channel) -> Re
                 WaitStatus::Exited(_, status) => format!("ended with status {status}"),
                 other => format!("ended: {other:?}"),
             };
+            throw_away(work);
             worker = start(alone, &leash, work)?;
             leash.send(&FromLeash::Died { how }, &[]).step("telling the helper")?;
         }
     }
+}
+
+/// What the helper had sent to the worker that ended is not for the next one.
+fn throw_away(work: &Channel) {
+    let mut buffer = [0; 64];
+    while receive(work.as_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT).is_ok_and(|got| got.len > 0) {}
 }
 
 /// Forks a worker. The pipe's other end is held by the worker alone: it closes when the worker ends.

@@ -41,15 +41,11 @@ pub(crate) fn worker() -> Vec<Row> {
             When::Always,
             "libbpf's placeholders; parts that are larger than a datagram"
         ),
-        row!(
-            write,
-            SYS_write,
-            When::Always,
-            "messages on standard error; parts that are larger than a datagram"
-        ),
+        row!(write, SYS_write, When::OneOf(0, &[2]), "messages on standard error"),
+        row!(pwrite64, SYS_pwrite64, When::Except(0, 2), "parts that are larger than a datagram"),
         row!(pread64, SYS_pread64, When::Always, "the verifier log"),
         row!(read, SYS_read, When::Always, "uprobe targets; the kernel's BTF"),
-        row!(lseek, SYS_lseek, When::Always, "uprobe targets; the size of the object"),
+        row!(lseek, SYS_lseek, When::Except(0, 2), "uprobe targets; the size of the object"),
         row!(fstat, SYS_fstat, When::Always, "the size of the object; the kernel's BTF"),
         row!(newfstatat, SYS_newfstatat, When::Always, "fstat of newer C libraries"),
         row!(statx, SYS_statx, When::Always, "fstat of the Rust library"),
@@ -58,6 +54,13 @@ pub(crate) fn worker() -> Vec<Row> {
         row!(faccessat, SYS_faccessat, When::Always, "access of newer C libraries"),
         row!(faccessat2, SYS_faccessat2, When::Always, "access of newer C libraries"),
         row!(uname, SYS_uname, When::Always, "libbpf names the kernel version"),
+        row!(sysinfo, SYS_sysinfo, When::Always, "qsort of the C library asks how much memory there is"),
+        row!(
+            prlimit64,
+            SYS_prlimit64,
+            When::Fails(libc::EACCES),
+            "libbpf asks for RLIMIT_MEMLOCK to explain an EPERM"
+        ),
         row!(geteuid, SYS_geteuid, When::Always, "libbpf explains an EPERM differently to root"),
         row!(getrandom, SYS_getrandom, When::Always, "seeds of hash tables"),
         row!(futex, SYS_futex, When::Always, "locks of the Rust library"),

@@ -11,12 +11,28 @@ use std::collections::BTreeMap;
 /// Source: include/uapi/linux/securebits.h.
 const SECUREBITS: libc::c_ulong = 0b1110_1111;
 
+/// Who a process becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct User {
+    /// Its uid.
+    pub uid: u32,
+    /// Its only group.
+    pub gid: u32,
+}
+
+impl User {
+    /// A user that no account has: its group has the same number.
+    pub fn unnamed(id: u32) -> Self {
+        Self { uid: id, gid: id }
+    }
+}
+
 /// Gives up everything but `keep`: user id (if we are root and one is given), bounding, ambient and inheritable
 /// sets, and what else is permitted. Ends with a check of all five sets and of `NO_NEW_PRIVS`.
 ///
 /// Without `CAP_SETPCAP` (a systemd unit) the bounding set and the securebits are what the service manager made them,
 /// and the check of the bounding set is that it holds nothing beside `keep`.
-pub fn keep_only(keep: &[Capability], uid: Option<u32>) -> Result<(), Fatal> {
+pub fn keep_only(keep: &[Capability], user: Option<User>) -> Result<(), Fatal> {
     let set: CapsHashSet = keep.iter().map(|capability| raw(*capability)).collect();
     let setpcap =
         caps::has_cap(None, CapSet::Effective, caps::Capability::CAP_SETPCAP).step("reading capabilities")?;
@@ -24,9 +40,9 @@ pub fn keep_only(keep: &[Capability], uid: Option<u32>) -> Result<(), Fatal> {
         caps::clear(None, CapSet::Bounding).step("emptying the bounding set")?;
         crate::process::set_securebits(SECUREBITS).step("locking the securebits")?;
     }
-    if let (true, Some(uid)) = (geteuid().is_root(), uid) {
+    if let (true, Some(User { uid, gid })) = (geteuid().is_root(), user) {
         setgroups(&[]).step("dropping supplementary groups")?;
-        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(uid));
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         setresgid(gid, gid, gid).step("changing the group")?;
         setresuid(uid, uid, uid).step("changing the user")?;
     }
@@ -39,8 +55,8 @@ pub fn keep_only(keep: &[Capability], uid: Option<u32>) -> Result<(), Fatal> {
 }
 
 /// What a process needs that makes helpers: the capabilities a helper may get, to become another user, to give up
-/// its bounding set, and to read what the policy names (tracefs is root's).
-const TO_MAKE_HELPERS: [caps::Capability; 7] = [
+/// its bounding set, to read what the policy names (tracefs is root's), and to end one that hangs.
+const TO_MAKE_HELPERS: [caps::Capability; 8] = [
     caps::Capability::CAP_BPF,
     caps::Capability::CAP_PERFMON,
     caps::Capability::CAP_NET_ADMIN,
@@ -48,11 +64,18 @@ const TO_MAKE_HELPERS: [caps::Capability; 7] = [
     caps::Capability::CAP_SETGID,
     caps::Capability::CAP_SETPCAP,
     caps::Capability::CAP_DAC_READ_SEARCH,
+    caps::Capability::CAP_KILL,
 ];
 
 /// Gives up everything that is not needed to make helpers, for this process and all that it starts.
 pub fn keep_to_make_helpers() -> Result<(), Fatal> {
-    let set: CapsHashSet = TO_MAKE_HELPERS.into_iter().collect();
+    let mut set: CapsHashSet = TO_MAKE_HELPERS.into_iter().collect();
+    // Debian and Ubuntu let nobody else open the perf events of tracepoints, which helpers do before they give up
+    // everything.
+    let paranoid = std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap_or_default();
+    if paranoid.trim().parse::<i32>().is_ok_and(|level| level > 2) {
+        set.insert(caps::Capability::CAP_SYS_ADMIN);
+    }
     for other in caps::all().difference(&set) {
         caps::drop(None, CapSet::Bounding, *other).step("reducing the bounding set")?;
     }

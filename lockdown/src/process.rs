@@ -3,13 +3,16 @@
 
 use crate::{Fatal, Step};
 use nix::errno::Errno;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 
 /// What every process of bpfgate does first: no core files, no descriptors above `files`, nobody of the same user
 /// may look into it, files that it might make are private, and it stands in the root directory.
 pub fn tame(files: u64) -> Result<(), Fatal> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0).step("setting RLIMIT_CORE")?;
+    // A lower hard limit stays: it cannot be raised without privilege, and running out is an answer, not an end.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).step("reading RLIMIT_NOFILE")?;
+    let files = files.min(hard);
     setrlimit(Resource::RLIMIT_NOFILE, files, files).step("setting RLIMIT_NOFILE")?;
     umask(Mode::from_bits_truncate(0o077));
     std::env::set_current_dir("/").step("changing to the root directory")?;
@@ -53,7 +56,7 @@ pub(crate) fn close_from(first: u32) -> Result<(), Errno> {
 }
 
 /// Ends this process without running any destructor of the parent's copy.
-pub(crate) fn exit_now(status: i32) -> ! {
+pub fn exit_now(status: i32) -> ! {
     // SAFETY: _exit has no preconditions.
     unsafe { libc::_exit(status) }
 }

@@ -28,6 +28,8 @@ pub enum When {
     Always,
     /// The argument is one of these, as 32 bits.
     OneOf(u8, &'static [u32]),
+    /// The argument is not this, as 32 bits.
+    Except(u8, u32),
     /// None of these bits is set in the argument.
     Without(u8, u64),
     /// Any arguments; but the call is not made: it fails with this errno.
@@ -61,6 +63,15 @@ pub fn compile(rows: &[Row]) -> Result<(BpfProgram, BpfProgram), Fatal> {
                     ))
                 };
                 (values.iter().map(one).collect::<Result<_, _>>()?, None)
+            }
+            When::Except(argument, value) => {
+                let other = SeccompCondition::new(
+                    argument,
+                    SeccompCmpArgLen::Dword,
+                    SeccompCmpOp::Ne,
+                    u64::from(value),
+                );
+                (vec![rule(other)?], None)
             }
             When::Without(argument, bits) => {
                 let none =

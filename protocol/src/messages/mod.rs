@@ -10,7 +10,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
@@ -114,8 +114,9 @@ impl Bulk {
             return Ok((Self::Inline(Bytes(bytes)), None));
         }
         let len = u32::try_from(bytes.len()).map_err(|_| io::Error::other("over 4 GiB"))?;
-        let mut file = File::from(memfd_create("bpfgate", MFdFlags::MFD_CLOEXEC)?);
-        file.write_all(&bytes)?;
+        let file = File::from(memfd_create("bpfgate", MFdFlags::MFD_CLOEXEC)?);
+        // pwrite, which the filters keep away from standard error, where the records of others are.
+        file.write_all_at(&bytes, 0)?;
         Ok((Self::Memfd { len }, Some(file.into())))
     }
 

@@ -3,7 +3,7 @@
 
 use super::file::Accounts;
 use super::raw::{self, Text};
-use super::report::{Problem, position};
+use super::report::Problem;
 use super::{
     Access, Client, Direction, Hook, Keep, Limits, Object, Policy, PolicyError, ProgramRule, Range, Right,
     Sandboxing, VERSION, XdpMode,
@@ -23,6 +23,8 @@ struct Builder<'a> {
     text: &'a str,
     accounts: &'a Accounts,
     problems: Vec<Problem>,
+    /// Where each line begins.
+    starts: Vec<usize>,
 }
 
 pub(super) fn policy(file: &str, text: &str, accounts: &Accounts) -> Result<Policy, PolicyError> {
@@ -31,7 +33,7 @@ pub(super) fn policy(file: &str, text: &str, accounts: &Accounts) -> Result<Poli
         let message = error.message().replace('`', "'");
         PolicyError::new(file, text, vec![Problem { span, message, help: None }])
     })?;
-    let mut builder = Builder { text, accounts, problems: Vec::new() };
+    let mut builder = Builder { text, accounts, problems: Vec::new(), starts: line_starts(text) };
     let built = builder.policy(file, raw);
     match built {
         Some(policy) if builder.problems.is_empty() => Ok(policy),
@@ -45,7 +47,7 @@ impl Builder<'_> {
     }
 
     fn line(&self, span: &Span) -> u32 {
-        position(self.text, span.start).0
+        u32::try_from(self.starts.partition_point(|&start| start <= span.start)).unwrap_or(u32::MAX)
     }
 
     fn policy(&mut self, file: &str, raw: raw::File) -> Option<Policy> {
@@ -223,6 +225,10 @@ impl Builder<'_> {
         }
         for entry in raw.tracepoint {
             let (span, e) = (entry.span(), entry.into_inner());
+            if e.link_fd {
+                let why = "the link of a tracepoint cannot be handed out: it could not be taken back";
+                self.problem(span.clone(), why, Some("a raw tracepoint has no such limit"));
+            }
             let hook = self.events(&span, &e.events, true).map(|events| Hook::Tracepoint { events });
             add(self.rule(&span, &e.program, hook, e.program_fd, e.link_fd));
         }
@@ -274,7 +280,7 @@ impl Builder<'_> {
             let first = *seen.entry(&rule.program).or_insert(rule);
             let kind = |r: &ProgramRule| (r.hook.kind().row().prog_type, r.hook.expected_attach_type());
             if kind(first) != kind(rule) {
-                let start = line_start(self.text, rule.line);
+                let start = self.starts[rule.line as usize - 1];
                 let message = format!("program {} is of another type in line {}", rule.program, first.line);
                 self.problem(
                     start..start + 1,
@@ -356,18 +362,18 @@ impl Builder<'_> {
 
     fn limits(&mut self, raw: raw::Limits) -> Limits {
         let d = Limits::default();
-        // The upper ends keep a helper inside of what one process of its kind can hold: descriptors for programs,
-        // maps and links come out of one table of 1,024; a program of over a million instructions is refused by the kernel.
+        // The upper ends are what the processes can hold: one message carries at most 253 descriptors (SCM_MAX_FD), which
+        // are maps and programs of one load; a program of over a million instructions is refused by the kernel.
         Limits {
-            programs: self.limit(raw.programs, d.programs, 256),
-            maps: self.limit(raw.maps, d.maps, 256),
+            programs: self.limit(raw.programs, d.programs, 64),
+            maps: self.limit(raw.maps, d.maps, 128),
             links: self.limit(raw.links, d.links, 256),
             instructions: self.limit(raw.instructions, d.instructions, 1_000_000),
             map_memory: match raw.map_memory {
                 None => d.map_memory,
                 Some(size) => self.size(&size).unwrap_or(d.map_memory),
             },
-            connections: self.limit(raw.connections, d.connections, 4096),
+            connections: self.limit(raw.connections, d.connections, 1024),
         }
     }
 
@@ -406,6 +412,6 @@ impl Builder<'_> {
     }
 }
 
-fn line_start(text: &str, line: u32) -> usize {
-    text.split_inclusive('\n').take(line.saturating_sub(1) as usize).map(str::len).sum()
+fn line_starts(text: &str) -> Vec<usize> {
+    std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect()
 }

@@ -31,9 +31,14 @@ pub fn approve(name: &ObjectName, object: &Object) -> Result<OwnedFd, Refusal> {
             let stat = fstat(&fd).map_err(|e| refuse(format!("cannot be examined: {}", e.desc())))?;
             (fd, stat)
         }
-        None => {
-            open_trusted(path).map_err(|why| refuse(format!("{why}, and the policy has no sha256 for it")))?
-        }
+        // Who else could write it is for the log of the helper, not for clients.
+        None => open_trusted(path).map_err(|why| {
+            eprintln!("bpfgate-helper: {}: {why}", object.path);
+            refuse(
+                "is not root's alone, or a directory above it is not, and the policy has no sha256 for it"
+                    .into(),
+            )
+        })?,
     };
     if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
         return Err(refuse("is not a regular file".into()));

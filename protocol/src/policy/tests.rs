@@ -102,7 +102,7 @@ fn whatever_is_not_understood_is_an_error_with_its_place() {
         ("version = 1\n[objects.o]\npath = \"o\"\n", "3:8: a path is absolute"),
         ("version = 1\n[objects.O]\npath = \"/o\"\n", "2:10: an object name is"),
         ("version = 1\n[objects.o]\npath = \"/o\"\nsha256 = \"abc\"\n", "4:10: a digest is"),
-        ("version = 1\n[limits]\nprograms = 0\n", "3:12: this limit is a number from 1 to 256"),
+        ("version = 1\n[limits]\nprograms = 0\n", "3:12: this limit is a number from 1 to 64"),
         ("version = 1\n[limits]\nmap_memory = \"12 parsecs\"\n", "3:14: a size is"),
         ("version = 1\n[lifetime]\nkeep = \"forever\"\n", "3:8: this is none of \"session\", \"app\""),
         ("version = 1\nversion = 1\n", "2:1: duplicate key"),
