@@ -7,9 +7,9 @@ use bpfgate_protocol::messages::SessionId;
 use bpfgate_protocol::names::AppName;
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
-use nix::sys::socket::MsgFlags;
+use nix::sys::socket::{MsgFlags, Shutdown, shutdown};
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// The largest request in bytes.
@@ -189,8 +189,14 @@ impl Connection {
         self.busy = false;
         self.closing = true;
         self.session = None;
+        self.shut_down();
         self.lingering = !self.may_forget();
         self.lingering
+    }
+
+    /// The client sees the end now, and so does a helper that holds the socket too. What was sent can still be read.
+    fn shut_down(&self) {
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
     }
 
     /// Whether no descriptor of ours is still on its way to this client.
@@ -255,11 +261,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // A helper may hold the socket too; the client is to see the end now, and so is the helper.
-        let _ = nix::sys::socket::shutdown(
-            std::os::fd::AsRawFd::as_raw_fd(&self.socket),
-            nix::sys::socket::Shutdown::Both,
-        );
+        self.shut_down();
     }
 }
 

@@ -249,7 +249,7 @@ impl<T> Helper<T> {
 /// A policy that was read.
 type Verdict = Result<Arc<Policy>, Arc<PolicyError>>;
 
-/// What tells whether a policy file, or an account that it may name, is still the same.
+/// What tells whether a policy file, a directory above it, or an account that it may name, is still the same.
 #[derive(PartialEq, Eq)]
 struct Stamp(Vec<(u64, u64, i64, i64, u64)>);
 
@@ -257,13 +257,16 @@ impl Stamp {
     /// None if no directory has a file for this app.
     fn of(directories: &[PathBuf], app: &AppName) -> Option<Self> {
         use std::os::unix::fs::MetadataExt;
+        // A change of mode or owner changes ctime too.
         let look = |path: &Path| {
             let m = path.symlink_metadata().ok()?;
             Some((m.dev(), m.ino(), m.ctime(), m.ctime_nsec(), m.size()))
         };
-        let file = directories.iter().find_map(|directory| look(&directory.join(format!("{app}.toml"))))?;
-        let accounts = ["/etc/passwd", "/etc/group"].iter().filter_map(|path| look(Path::new(path)));
-        Some(Self(std::iter::once(file).chain(accounts).collect()))
+        let name = format!("{app}.toml");
+        let file =
+            directories.iter().map(|directory| directory.join(&name)).find(|path| look(path).is_some())?;
+        let accounts = ["/etc/passwd", "/etc/group"].map(Path::new);
+        Some(Self(file.ancestors().chain(accounts).filter_map(look).collect()))
     }
 }
 
