@@ -43,7 +43,9 @@ BPF_FLAGS = -target bpf -O2 -g -Wall -Wextra -Wno-unused-parameter -Werror -D__T
 all: build ## The same as build
 
 build: deps bpf ## Release binaries and BPF objects
-	$(CARGO) build --release --locked --workspace --bins --examples
+	$(CARGO) build --release --locked --workspace --exclude bpfgate-helper --bins --examples
+	# Without a dynamic linker the helper starts sooner and is smaller; the others need the libelf of the system.
+	$(CARGO) rustc --release --locked -p bpfgate-helper --bin bpfgate-helper -- -C target-feature=+crt-static
 
 bpf: $(BPF_OBJECTS) ## The BPF objects of examples and tests, as target/bpf/NAME.bpf.o
 
@@ -78,8 +80,7 @@ deps: ## Install what is missing to build and test (apt; Debian 12, 13, Ubuntu)
 	@command -v $(CARGO) >/dev/null || { echo "make deps: Rust is missing; https://rustup.rs tells how to install it" >&2; exit 1; }
 
 test: SHOWN = --show-output 2>&1 | tee -a target/test.log
-test: deps bpf ## All tests; as root those too that load BPF programs
-	$(CARGO) build --release --locked --workspace --bins --examples # the end-to-end tests start these
+test: build ## All tests; as root those too that load BPF programs
 	@: > target/test.log
 	$(CARGO) test --locked --workspace --exclude bpfgate-tests -- $(SHOWN)
 	RUST_TEST_THREADS=1 $(CARGO) test --locked -p bpfgate-tests -- $(SHOWN) # one at a time: they compare what the kernel holds
@@ -90,8 +91,9 @@ test: deps bpf ## All tests; as root those too that load BPF programs
 demo: build ## A packet counter without privilege, in a network namespace of its own (asks sudo once)
 	tests/demo.sh
 
-bench: build ## Measure what the privilege separation costs; writes target/bench.json (as root)
-	$(CARGO) run --release --locked -p bpfgate-tests --bin bench
+bench: build ## Measure what the privilege separation costs; writes target/bench.json (root; asks sudo once)
+	@as_root=; if [[ $$(id -u) != 0 ]]; then as_root="sudo --preserve-env=BPFGATE_BIN_DIR"; fi; \
+	$$as_root target/release/bench
 
 lint: deps ## Formatting and clippy, without a warning
 	$(CARGO) fmt --all --check

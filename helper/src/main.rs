@@ -83,7 +83,7 @@ fn run_helper(app: &AppName, arguments: &Arguments) -> Result<(), Fatal> {
     if nix::unistd::geteuid().is_root() && arguments.user.is_none_or(|user| user.uid == 0) {
         return Err(Fatal("a helper is no root process: --uid is missing".into()));
     }
-    process::tame(4096)?;
+    process::tame(8192)?;
     process::default_sigchld()?;
     let alone = process::single_thread()?;
     let policy = file::read(&arguments.policies, app).map_err(|error| Fatal(error.lines().join("\n")))?;

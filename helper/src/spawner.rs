@@ -34,7 +34,7 @@ enum Children {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Fatal> {
     let mut broker = Channel::inherited(3).step("descriptor 3 is not the broker's channel")?;
-    process::tame(4096)?;
+    process::tame(8192)?;
     process::default_sigchld()?;
     capabilities::keep_to_make_helpers()?;
     // Loaders outlive their helpers by a moment, and a helper cannot wait for its own.

@@ -17,21 +17,22 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 /// The whole verifier log is kept up to here, in bytes; beyond it, the end of it.
 pub(crate) const MAX_LOG: usize = 1 << 20;
 
-/// Loads `plan` from the object in `file`, which is sealed. Gives the maps by name.
+/// Loads `plan` from the object in `file`, which is sealed. Gives the maps by name. `log` is for the verifier's log.
 pub(crate) fn load(
     name: &ObjectName,
     plan: &[ProgramPlan],
     globals: &[Global],
     file: OwnedFd,
+    log: &mut [u8],
 ) -> Result<Vec<(MapName, Handle)>, Failure> {
     let _ = report::take_messages();
-    let mut log = vec![0u8; MAX_LOG];
-    let mut object = open(name, &file, &mut log)?;
+    log[0] = 0;
+    let mut object = open(name, &file, log)?;
     drop(file);
     refuse_wishes(&object)?;
     wrap::begin(select(&mut object, plan)?);
     set_globals(&mut object, globals)?;
-    let loaded = object.load().map_err(|error| failed(&error, &mut log))?;
+    let loaded = object.load().map_err(|error| failed(&error, log))?;
     let mut maps = Vec::new();
     for map in loaded.maps() {
         let name = map.name().to_string_lossy().into_owned();
@@ -218,10 +219,9 @@ unsafe fn string(btf: *const sys::btf, offset: u32) -> Option<String> {
 }
 
 /// What a failed load comes to. The helper knows better what it refused itself; this is for the rest, and for the log.
-fn failed(error: &libbpf_rs::Error, log: &mut Vec<u8>) -> Failure {
+fn failed(error: &libbpf_rs::Error, log: &[u8]) -> Failure {
     let end = log.iter().position(|&b| b == 0).unwrap_or(log.len());
-    log.truncate(end);
     let said = report::take_messages();
     let refusal = Refusal::object(format!("libbpf cannot load the object: {error}; {said}"));
-    Failure { refusal, log: std::mem::take(log) }
+    Failure { refusal, log: log[..end].to_vec() }
 }

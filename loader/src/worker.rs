@@ -36,6 +36,8 @@ fn serve(work: OwnedFd) -> Result<(), Fatal> {
     report::prepare_libbpf();
     wrap::connect(Channel::from_fd(work).step("the work channel")?);
     syscalls::restrict(&seccomp::worker())?;
+    // One buffer for all loads: a fresh one would be cleared each time, which takes longer than all else here.
+    let mut log = vec![0; object::MAX_LOG];
     loop {
         let (request, mut fds) = match wrap::receive() {
             Ok(received) => received,
@@ -44,7 +46,8 @@ fn serve(work: OwnedFd) -> Result<(), Fatal> {
         };
         let done = match (request, fds.pop()) {
             (ToLoader::Load { object, programs, globals }, Some(file)) => {
-                object::load(&object, &programs, &globals, file).map(|maps| FromLoader::Loaded { maps })
+                object::load(&object, &programs, &globals, file, &mut log)
+                    .map(|maps| FromLoader::Loaded { maps })
             }
             (ToLoader::Symbols { symbols }, Some(file)) => {
                 symbols::find(file, &symbols).map(|offsets| FromLoader::Found { offsets })

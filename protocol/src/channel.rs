@@ -204,8 +204,10 @@ impl Channel {
 
     /// Receives one message with its descriptors.
     pub fn recv<T: DeserializeOwned + Message>(&mut self) -> Result<(T, Vec<OwnedFd>), ChannelError> {
-        // Filled with zeroes once; an idle channel of a process that never receives costs nothing.
-        self.buffer.resize(MAX_MESSAGE, 0);
+        if self.buffer.is_empty() {
+            // Made in one piece, its pages are the kernel's until something is received into them.
+            self.buffer = vec![0; MAX_MESSAGE];
+        }
         let got = receive(self.socket.as_fd(), &mut self.buffer, MsgFlags::empty())?;
         if got.truncated {
             return Err(ChannelError::Protocol("a datagram or its descriptors were cut short".into()));

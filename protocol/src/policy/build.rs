@@ -373,7 +373,7 @@ impl Builder<'_> {
                 None => d.map_memory,
                 Some(size) => self.size(&size).unwrap_or(d.map_memory),
             },
-            connections: self.limit(raw.connections, d.connections, 1024),
+            connections: self.limit(raw.connections, d.connections, 4096),
         }
     }
 

@@ -1,0 +1,127 @@
+//! A broker that lies: it speaks to a real helper in its real confinement.
+
+use crate::gate::{Gate, bin_dir};
+use crate::sys;
+use crate::user::Who;
+use crate::{SOON, wait_until};
+use bpfgate_protocol::channel::{Channel, ChannelError};
+use bpfgate_protocol::messages::SessionId;
+use bpfgate_protocol::messages::helper::{FromHelper, Outcome, Sandbox, ToHelper};
+use bpfgate_protocol::refusal::Refusal;
+use std::fs::{self, File};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Child, Stdio};
+
+/// The uid of helpers that tests start themselves; not one of the spawner's.
+const HELPER_UID: &str = "61180";
+
+/// The socket that its clients come through, in the directory of the test.
+const ENTRANCE: &str = "peer";
+
+/// A helper whose broker is the test.
+pub struct Peer {
+    /// The channel to it.
+    pub channel: Channel,
+    /// What it said of its confinement.
+    pub sandbox: Sandbox,
+    child: Child,
+}
+
+impl Peer {
+    /// Starts `bpfgate-helper APP` in the gate's namespaces and waits until it is ready.
+    pub fn start(gate: &Gate, app: &str) -> Self {
+        let (ours, theirs) = Channel::pair().expect("a channel");
+        let mut command = gate.inside(bin_dir().join("bpfgate-helper"));
+        command.arg(app).arg("--policies").arg(gate.dir.join("policies"));
+        command.arg("--loader").arg(bin_dir().join("bpfgate-loader")).args(["--uid", HELPER_UID]);
+        command.arg("--socket").arg(gate.dir.join(ENTRANCE));
+        let log = File::options().append(true).open(gate.dir.join("broker.log")).expect("the log");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        sys::as_descriptor_3(&mut command, theirs.as_fd());
+        let child = command.spawn().expect("nsenter is there");
+        drop(theirs);
+        ours.set_timeouts(10, 30).expect("deadlines");
+        let mut peer = Self { channel: ours, sandbox: nothing(), child };
+        match peer.channel.recv::<FromHelper>() {
+            Ok((FromHelper::Ready { sandbox, .. }, _)) => peer.sandbox = sandbox,
+            other => panic!("the helper is not ready: {other:?}\n{}", gate.log()),
+        }
+        peer
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    /// Sends a request; an `Open` goes with this socket.
+    pub fn send(&self, request: &ToHelper, socket: Option<BorrowedFd<'_>>) {
+        self.channel.send(request, socket.as_slice()).expect("the helper reads");
+    }
+
+    /// The answer to a request.
+    pub fn ask(&mut self, request: &ToHelper, socket: Option<BorrowedFd<'_>>) -> (Outcome, Vec<OwnedFd>) {
+        self.send(request, socket);
+        match self.channel.recv::<FromHelper>() {
+            Ok((FromHelper::Answer { outcome, .. }, fds)) => (outcome, fds),
+            other => panic!("{request:?}: no answer: {other:?}"),
+        }
+    }
+
+    /// The answer to a request, which must be no.
+    pub fn refused(&mut self, request: &ToHelper, socket: Option<BorrowedFd<'_>>) -> Refusal {
+        match self.ask(request, socket) {
+            (Outcome::Refused { refusal, .. }, _) => refusal,
+            (other, _) => panic!("{request:?} is not refused: {other:?}"),
+        }
+    }
+
+    /// Opens a session for a client that is `who`; gives the client's end.
+    pub fn session(&mut self, gate: &Gate, id: u64, who: &Who) -> UnixStream {
+        let (client, server) = connected(gate, ENTRANCE, who);
+        let request = ToHelper::Open { session: SessionId(id) };
+        let (outcome, _) = self.ask(&request, Some(server.as_fd()));
+        assert_eq!(outcome, Outcome::Done, "{who:?}");
+        client
+    }
+
+    /// Whether the helper has ended by itself, and not well, without an answer.
+    pub fn has_given_up(&mut self) -> bool {
+        let silent = matches!(self.channel.recv::<FromHelper>(), Err(ChannelError::Closed));
+        let mut status = None;
+        wait_until(SOON, || {
+            status = self.child.try_wait().ok().flatten();
+            status.is_some()
+        });
+        silent && status.is_some_and(|status| status.code() == Some(1))
+    }
+}
+
+/// Both ends of a connection whose client is `who`, through the helper's own entrance: what a broker has of a client.
+pub fn client_of(gate: &Gate, who: &Who) -> (UnixStream, UnixStream) {
+    connected(gate, ENTRANCE, who)
+}
+
+/// Both ends of a connection whose client is `who`, through a socket of this name.
+pub fn connected(gate: &Gate, name: &str, who: &Who) -> (UnixStream, UnixStream) {
+    let path = gate.dir.join(name);
+    let _ = fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).expect("a listener");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).expect("its mode");
+    let client = crate::as_user(who, || UnixStream::connect(&path)).expect("a connection");
+    let (server, _) = listener.accept().expect("a connection");
+    (client, server)
+}
+
+fn nothing() -> Sandbox {
+    Sandbox { landlock_abi: 0, seccomp_filters: 0, capabilities: 0 }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,167 @@
+//! Every unsafe block of the harness: bpf(2) as root's tools use it, identities of threads, descriptors of children.
+#![allow(unsafe_code, reason = "bpf(2), per-thread credentials, mount(2) and pre_exec have no safe wrapper")]
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+/// `union bpf_attr`, as far as the commands here use it; the rest is zero.
+type Attr = [u64; 16];
+
+const PROG_LOAD: u32 = 5;
+const OBJ_PIN: u32 = 6;
+const OBJ_GET: u32 = 7;
+const OBJ_GET_INFO_BY_FD: u32 = 15;
+
+/// Makes a bpf(2) call.
+///
+/// # Safety
+/// Whatever `attr` points to for this command is alive and as long as it says.
+unsafe fn bpf(command: u32, attr: &mut Attr) -> io::Result<i32> {
+    // SAFETY: the kernel reads and writes `attr` within its size; the caller answers for what is behind it.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_mut_ptr(), size_of::<Attr>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { i32::try_from(result).map_err(io::Error::other) }
+}
+
+/// The smallest id above `after` of a `BPF_*_GET_NEXT_ID` command; `None` at the end.
+pub fn next_id(command: u32, after: u32) -> Option<u32> {
+    // struct { u32 start_id; u32 next_id; u32 open_flags; } needs the rest to be zero, and is 12 bytes long.
+    let mut attr: Attr = [0; 16];
+    attr[0] = u64::from(after);
+    // SAFETY: these commands hold no address.
+    match unsafe { bpf(command, &mut attr) } {
+        Ok(_) => u32::try_from(attr[0] >> 32).ok(),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => None,
+        Err(error) => panic!("the census needs root: {error}"),
+    }
+}
+
+/// `OBJ_GET_INFO_BY_FD` of the program or map with this id, got by `command`: the first words of its information.
+pub fn info(command: u32, id: u32) -> Option<[u32; 64]> {
+    let mut attr: Attr = [0; 16];
+    attr[0] = u64::from(id);
+    // SAFETY: these commands hold no address.
+    let fd = unsafe { bpf(command, &mut attr) }.ok()?;
+    // SAFETY: a new descriptor, which nobody else knows.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut info = [0u32; 64];
+    let mut attr: Attr = [0; 16];
+    attr[0] = number(fd.as_fd()) | (size_of_val(&info) as u64) << 32;
+    attr[1] = info.as_mut_ptr() as u64;
+    // SAFETY: `info` has as many bytes as the attributes say; all addresses in it are zero, so none is followed.
+    unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr) }.ok()?;
+    Some(info)
+}
+
+fn number(fd: BorrowedFd<'_>) -> u64 {
+    u64::from(fd.as_raw_fd().cast_unsigned())
+}
+
+fn c_path(path: &Path) -> CString {
+    CString::new(path.as_os_str().as_bytes()).expect("a path of a test has no zero byte")
+}
+
+/// `BPF_OBJ_PIN`.
+pub fn pin(fd: &impl AsFd, path: &Path) -> io::Result<()> {
+    let path = c_path(path);
+    let mut attr: Attr = [0; 16];
+    (attr[0], attr[1]) = (path.as_ptr() as u64, number(fd.as_fd()));
+    // SAFETY: the path is a C string that outlives the call.
+    unsafe { bpf(OBJ_PIN, &mut attr) }.map(drop)
+}
+
+/// `BPF_OBJ_GET`, for reading and writing.
+pub fn pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path);
+    let mut attr: Attr = [0; 16];
+    attr[0] = path.as_ptr() as u64;
+    // SAFETY: the path is a C string that outlives the call.
+    let fd = unsafe { bpf(OBJ_GET, &mut attr) }?;
+    // SAFETY: a new descriptor, which nobody else knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Loads the smallest socket filter there is: what a process without privilege must not be able to do.
+pub fn load_filter() -> io::Result<OwnedFd> {
+    // r0 = 0; exit
+    let program: [u64; 2] = [0xb7, 0x95];
+    let license = c"GPL";
+    let mut attr: Attr = [0; 16];
+    attr[0] = 1 | 2 << 32; // BPF_PROG_TYPE_SOCKET_FILTER, two instructions
+    (attr[1], attr[2]) = (program.as_ptr() as u64, license.as_ptr() as u64);
+    // SAFETY: two instructions and a C string, both alive.
+    let fd = unsafe { bpf(PROG_LOAD, &mut attr) }?;
+    // SAFETY: a new descriptor, which nobody else knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `SO_ATTACH_BPF`: the program looks at what this socket receives.
+pub fn attach_filter(socket: &impl AsFd, program: &impl AsFd) -> io::Result<()> {
+    const SO_ATTACH_BPF: libc::c_int = 50; // include/uapi/asm-generic/socket.h
+    let fd = program.as_fd().as_raw_fd();
+    // SAFETY: the kernel reads one int, whose size it is told.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_ATTACH_BPF,
+            (&raw const fd).cast(),
+            libc::socklen_t::try_from(size_of_val(&fd)).map_err(io::Error::other)?,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Makes this thread, and no other, somebody else for good. Its capabilities go with uid 0.
+///
+/// The C library would change all threads; the kernel has credentials per thread.
+pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
+    let check = |result: libc::c_long| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
+    // SAFETY: `groups` has that many elements; the other two calls take numbers only. A thread's credentials are not
+    // relied on by other threads, and the C library keeps no copy of them.
+    unsafe {
+        check(libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()))?;
+        check(libc::syscall(libc::SYS_setresgid, gid, gid, gid))?;
+        check(libc::syscall(libc::SYS_setresuid, uid, uid, uid))
+    }
+}
+
+/// Mounts a bpf file system that everybody may write, seen by this mount namespace only.
+pub fn mount_bpffs(directory: &Path) -> io::Result<()> {
+    let (target, root) = (c_path(directory), c"/");
+    let (kind, options) = (c"bpf", c"mode=1777");
+    let private = libc::MS_REC | libc::MS_PRIVATE;
+    // SAFETY: all strings are C strings that outlive the calls.
+    unsafe {
+        if libc::mount(std::ptr::null(), root.as_ptr(), std::ptr::null(), private, std::ptr::null()) != 0
+            || libc::mount(kind.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, options.as_ptr().cast()) != 0
+        {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Gives the child `fd` as its descriptor 3. `fd` has to live until the child is started.
+pub fn as_descriptor_3(command: &mut Command, fd: BorrowedFd<'_>) {
+    let fd = fd.as_raw_fd();
+    // SAFETY: between fork and exec only these two calls are made, which are async-signal-safe and touch no memory.
+    unsafe {
+        command.pre_exec(move || {
+            let result = if fd == 3 { libc::fcntl(3, libc::F_SETFD, 0) } else { libc::dup2(fd, 3) };
+            if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        });
+    }
+}
+
+/// The function that uprobes of the tests are attached to.
+// SAFETY: no other function of this name is linked into a test.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn bpfgate_test_target(value: u64) -> u64 {
+    std::hint::black_box(value).wrapping_mul(2)
+}
