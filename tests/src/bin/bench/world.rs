@@ -122,7 +122,7 @@ impl World {
              [objects.o]\npath = \"{}/{file}\"\n\
              [[objects.o.{hook}\n\
              [objects.o.maps]\n{MAP} = \"frozen\"\n\
-             [limits]\nprograms = 256\nmaps = 256\nconnections = 4000\n",
+             [limits]\nprograms = 64\nmaps = 128\nconnections = 4000\n",
             directory.display()
         );
         let path = self.policies().join(format!("{app}.toml"));
