@@ -25,13 +25,6 @@ struct Spawner<'a> {
     running: BTreeMap<AppName, Pid>,
 }
 
-/// Whether there is any child.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Children {
-    None,
-    Some,
-}
-
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Fatal> {
     let mut broker = Channel::inherited(3).step("descriptor 3 is not the broker's channel")?;
     process::tame(8192)?;
@@ -49,10 +42,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Fatal> {
         let (ToSpawner::Spawn { app }, _) = match broker.recv() {
             Ok(received) => received,
             Err(ChannelError::NotNow) => {
-                let _ = spawner.reap()?;
+                spawner.reap()?;
                 continue;
             }
-            Err(ChannelError::Closed) => return spawner.wait_for_all(),
+            // Helpers end by themselves, and nobody else may be there to bury them.
+            Err(ChannelError::Closed) => return spawner.wait_until_ended(None).map(drop),
             Err(error) => return Err(Fatal::step("the broker", error)),
         };
         match spawner.spawn(alone, helper.as_fd(), &app) {
@@ -74,14 +68,13 @@ impl Spawner<'_> {
         app: &AppName,
     ) -> Result<Channel, Fatal> {
         // A helper whose channel is closed is about to end.
-        let ended = |spawner: &Self, _| !spawner.running.contains_key(app);
-        if !self.wait_until(ended)? {
+        if !self.wait_until_ended(Some(app))? {
             // The broker has given it up, and it does not notice.
             self.running
                 .get(app)
                 .map_or(Ok(()), |pid| kill(*pid, Signal::SIGKILL))
                 .step("ending a helper")?;
-            if !self.wait_until(ended)? {
+            if !self.wait_until_ended(Some(app))? {
                 return Err(Fatal(format!("the helper of {app} is still running")));
             }
         }
@@ -118,16 +111,11 @@ impl Spawner<'_> {
         Ok(next)
     }
 
-    /// The broker is gone; helpers end by themselves, and nobody else may be there to bury them.
-    fn wait_for_all(&mut self) -> Result<(), Fatal> {
-        self.wait_until(|_, children| children == Children::None).map(drop)
-    }
-
-    /// Waits at most a second; whether it came true.
-    fn wait_until(&mut self, come_true: impl Fn(&Self, Children) -> bool) -> Result<bool, Fatal> {
+    /// Waits at most a second for the helper of an app to end, or for every child; whether it did.
+    fn wait_until_ended(&mut self, app: Option<&AppName>) -> Result<bool, Fatal> {
         for _ in 0..100 {
-            let children = self.reap()?;
-            if come_true(self, children) {
+            let any = self.reap()?;
+            if app.map_or(!any, |app| !self.running.contains_key(app)) {
                 return Ok(true);
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
@@ -135,14 +123,15 @@ impl Spawner<'_> {
         Ok(false)
     }
 
-    fn reap(&mut self) -> Result<Children, Fatal> {
+    /// Buries what has ended; whether any child is left.
+    fn reap(&mut self) -> Result<bool, Fatal> {
         loop {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) => {
                     self.running.retain(|_, running| *running != pid);
                 }
-                Ok(WaitStatus::StillAlive) => return Ok(Children::Some),
-                Err(nix::errno::Errno::ECHILD) => return Ok(Children::None),
+                Ok(WaitStatus::StillAlive) => return Ok(true),
+                Err(nix::errno::Errno::ECHILD) => return Ok(false),
                 Ok(_) => {}
                 Err(error) => return Err(Fatal::step("waiting for helpers", error)),
             }
