@@ -38,6 +38,7 @@ pub(crate) struct Connection {
     stream: UnixStream,
     timeout: Option<Duration>,
     notice: Option<(Duration, Notice)>,
+    chunk: Vec<u8>,
     /// A request was given up, so the next bytes may be the answer to that one.
     broken: bool,
 }
@@ -66,7 +67,7 @@ struct Reply {
 
 impl Connection {
     pub(crate) fn new(stream: UnixStream) -> Self {
-        Self { stream, timeout: Some(TIMEOUT), notice: None, broken: false }
+        Self { stream, timeout: Some(TIMEOUT), notice: None, chunk: Vec::new(), broken: false }
     }
 
     /// How long to wait for each reply; `None` waits for ever.
@@ -130,23 +131,30 @@ impl Connection {
 
     /// Receives one reply, without its zero byte.
     fn receive(&mut self) -> Result<(Vec<u8>, Vec<OwnedFd>), Error> {
+        // Kept from reply to reply: clearing a fresh one takes longer than a short reply.
+        let mut chunk = std::mem::take(&mut self.chunk);
+        chunk.resize(CHUNK, 0);
+        let received = self.receive_into(&mut chunk);
+        self.chunk = chunk;
+        received
+    }
+
+    fn receive_into(&mut self, chunk: &mut [u8]) -> Result<(Vec<u8>, Vec<OwnedFd>), Error> {
         let started = Instant::now();
         let mut noticed = false;
         let mut text = Vec::new();
         let mut fds = Vec::new();
-        let mut chunk = vec![0; CHUNK];
         loop {
             self.wait(started, &mut noticed)?;
-            let got = match receive(self.stream.as_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT)
-                .map_err(io::Error::from)
-            {
-                Ok(got) => got,
-                Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => continue,
-                    io::ErrorKind::ConnectionReset => return Err(Error::io(RECEIVING)(closed())),
-                    _ => return Err(Error::io(RECEIVING)(error)),
-                },
-            };
+            let got =
+                match receive(self.stream.as_fd(), chunk, MsgFlags::MSG_DONTWAIT).map_err(io::Error::from) {
+                    Ok(got) => got,
+                    Err(error) => match error.kind() {
+                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => continue,
+                        io::ErrorKind::ConnectionReset => return Err(Error::io(RECEIVING)(closed())),
+                        _ => return Err(Error::io(RECEIVING)(error)),
+                    },
+                };
             if got.truncated {
                 return Err(Error::Io { doing: RECEIVING, source: Errno::EMFILE.into() });
             }
