@@ -51,9 +51,7 @@ impl Loader {
     /// Begins a request. What a worker that has died since left behind is thrown away first: it sent all of
     /// that before its end was announced.
     pub(crate) fn request(&mut self, request: &ToLoader, file: BorrowedFd<'_>) -> Result<(), Refusal> {
-        while !self.gone && readable([self.leash.as_fd()], 0)?[0] {
-            self.announcement()?;
-        }
+        self.catch_up()?;
         if self.gone {
             return Err(lost());
         }
@@ -93,10 +91,19 @@ impl Loader {
 
     /// Ends the worker and whatever it was doing; the next request meets a new one.
     pub(crate) fn kill(&mut self) -> Result<(), Refusal> {
+        self.catch_up()?;
         if self.leash.send(&ToLeash::Kill, &[]).is_err() || self.announcement()?.is_none() {
             self.gone = true;
         }
         self.throw_away()
+    }
+
+    /// Takes in that workers of before have ended: the next announcement is about the one that works now.
+    fn catch_up(&mut self) -> Result<(), Refusal> {
+        while !self.gone && readable([self.leash.as_fd()], 0)?[0] {
+            self.announcement()?;
+        }
+        Ok(())
     }
 
     /// What the loader's parent has to say: how a worker ended. None if the parent itself is gone.

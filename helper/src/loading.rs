@@ -213,9 +213,8 @@ impl Transaction<'_> {
                 (ToLoader::MapCreated { handle }, Carry::NewestMap)
             }
             Err(error) => {
-                let mut refusal = Refusal::kernel("BPF_MAP_CREATE", error as i32);
-                refusal.why =
-                    format!("the kernel refuses map {}: {}", printable(&map.name, 16), error.desc());
+                let why = format!("the kernel refuses map {}: {}", printable(&map.name, 16), error.desc());
+                let refusal = Refusal::kernel_because("BPF_MAP_CREATE", error as i32, why);
                 self.refuse(purpose, refusal, error as i32)
             }
         }

@@ -14,6 +14,27 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Stdio};
 
+/// The policy that tests of the real helper are about.
+pub const POLICY: &str = r#"
+{client}
+[objects.o]
+{object:globals}
+[[objects.o.xdp]]
+program = "copy_globals"
+interfaces = ["{interface}"]
+[objects.o.maps]
+values = "read-write"
+".bss" = "none"
+[objects.o.globals]
+g_u8 = { min = 0, max = 9 }
+[objects.other]
+{object:tcx}
+[[objects.other.tcx]]
+program = "on_ingress"
+direction = "ingress"
+interfaces = ["{interface}"]
+"#;
+
 /// The uid of helpers that tests start themselves; not one of the spawner's.
 const HELPER_UID: &str = "61180";
 

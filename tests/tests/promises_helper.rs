@@ -6,33 +6,13 @@ use bpfgate_protocol::codec;
 use bpfgate_protocol::messages::helper::{Global, Outcome, Target, ToHelper, Verb};
 use bpfgate_protocol::messages::{Bytes, InstanceId, LinkId, SessionId};
 use bpfgate_protocol::refusal::Class;
-use bpfgate_tests::peer::{Peer, client_of, connected};
+use bpfgate_tests::peer::{POLICY, Peer, client_of, connected};
 use bpfgate_tests::{Gate, Raw, SOON, STRANGER, USER, needs_root, process, wait_until};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-
-const POLICY: &str = r#"
-{client}
-[objects.o]
-{object:globals}
-[[objects.o.xdp]]
-program = "copy_globals"
-interfaces = ["{interface}"]
-[objects.o.maps]
-values = "read-write"
-".bss" = "none"
-[objects.o.globals]
-g_u8 = { min = 0, max = 9 }
-[objects.other]
-{object:tcx}
-[[objects.other.tcx]]
-program = "on_ingress"
-direction = "ingress"
-interfaces = ["{interface}"]
-"#;
 
 fn program(name: &str) -> bpfgate_protocol::names::ProgramName {
     name.parse().unwrap()

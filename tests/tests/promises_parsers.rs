@@ -1,30 +1,10 @@
 //! Promise 1: what the process with capabilities is made of.
 
-use bpfgate_tests::peer::Peer;
+use bpfgate_tests::peer::{POLICY, Peer};
 use bpfgate_tests::{Gate, bin_dir, needs_root, process, workspace};
 use std::process::Command;
 
 /// Two objects.
-const POLICY: &str = r#"
-{client}
-[objects.o]
-{object:globals}
-[[objects.o.xdp]]
-program = "copy_globals"
-interfaces = ["{interface}"]
-[objects.o.maps]
-values = "read-write"
-".bss" = "none"
-[objects.o.globals]
-g_u8 = { min = 0, max = 9 }
-[objects.other]
-{object:tcx}
-[[objects.other.tcx]]
-program = "on_ingress"
-direction = "ingress"
-interfaces = ["{interface}"]
-"#;
-
 fn tool(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).current_dir(workspace()).output().unwrap();
     assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
