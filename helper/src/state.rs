@@ -116,7 +116,7 @@ impl State {
         let id = InstanceId(self.last_instance);
         let owner = match self.policy.keep {
             Keep::Session => Some(session),
-            Keep::App => None,
+            Keep::App | Keep::Boot => None,
         };
         self.instances.insert(id, Instance { object, owner, programs, maps, map_bytes, links: Vec::new() });
         id

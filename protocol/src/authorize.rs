@@ -343,7 +343,7 @@ impl Hook {
     }
 
     /// All of its targets, if they can be listed.
-    fn literal_targets(&self) -> Option<Vec<Target>> {
+    pub(crate) fn literal_targets(&self) -> Option<Vec<Target>> {
         Some(match self {
             Self::Xdp { interfaces, .. } | Self::Tcx { interfaces, .. } => {
                 interfaces.iter().map(|p| p.literal().map(Target::Interface)).collect::<Option<_>>()?

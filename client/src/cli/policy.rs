@@ -4,9 +4,7 @@ use super::Outcome;
 use super::failure::{Failure, say};
 use super::output::{self, Style, Table};
 use bpfgate_protocol::names::AppName;
-use bpfgate_protocol::policy::{
-    Hook, Keep, Policy, PolicyError, Right, Sandboxing, XdpMode, capabilities, file,
-};
+use bpfgate_protocol::policy::{Hook, Policy, PolicyError, Right, Sandboxing, XdpMode, capabilities, file};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -106,6 +104,9 @@ fn print_tables(policy: &Policy) -> Result<(), Failure> {
     table.row([&"file", &policy.file]);
     table.row([&"description", &policy.description]);
     table.row([&"keep", &text(&value["keep"])]);
+    if let Value::String(netns) = &value["netns"] {
+        table.row([&"netns", netns]);
+    }
     table.row([&"sandbox", &text(&value["sandbox"])]);
     if let Value::Object(limits) = &value["limits"] {
         for (limit, bound) in limits {
@@ -178,7 +179,8 @@ fn as_json(policy: &Policy) -> Value {
     json!({
         "file": policy.file,
         "description": policy.description,
-        "keep": match policy.keep { Keep::Session => "session", Keep::App => "app" },
+        "keep": policy.keep.to_string(),
+        "netns": policy.netns,
         "sandbox": match policy.require { Sandboxing::Full => "full", Sandboxing::Seccomp => "seccomp" },
         "limits": {
             "programs": limits.programs,

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::functions;
 use crate::identity::NEVER;
-use crate::names::{EventName, NameError, Pattern, ProgramName};
+use crate::names::{EventName, NameError, ObjectName, Pattern, ProgramName};
 use serde_spanned::Spanned;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -64,8 +64,11 @@ impl Builder<'_> {
             })
             .collect();
         let limits = self.limits(raw.limits);
-        let keep =
-            self.word(raw.lifetime.keep, Keep::Session, &[("session", Keep::Session), ("app", Keep::App)]);
+        let netns = raw.netns.and_then(|path| self.name(&path));
+        let keep = self.word(raw.lifetime.keep, Keep::Session, &Keep::WORDS);
+        if keep == Keep::Boot {
+            self.nothing_is_asked_for(&clients, &objects);
+        }
         let require = [("full", Sandboxing::Full), ("seccomp", Sandboxing::Seccomp)];
         let require = self.word(raw.require.sandbox, Sandboxing::Full, &require);
         Some(Policy {
@@ -76,8 +79,32 @@ impl Builder<'_> {
             objects,
             limits,
             keep,
+            netns,
             require,
         })
+    }
+
+    /// With `keep = "boot"` the policy alone decides what is loaded and attached, and it must say where.
+    fn nothing_is_asked_for(&mut self, clients: &[Client], objects: &BTreeMap<ObjectName, Object>) {
+        for client in clients {
+            if client.may.iter().any(|right| *right != Right::Maps) {
+                let why = "with keep = \"boot\" the helper loads and attaches by itself; clients may only have \"maps\"";
+                self.problem(self.first_of(client.line), why, None);
+            }
+        }
+        for rule in objects.values().flat_map(|object| &object.programs) {
+            if rule.hook.literal_targets().is_none() {
+                let help = "write one name for each interface that the program is to be attached to";
+                let why = "with keep = \"boot\" a program is attached to every interface that is named, and a pattern names none";
+                self.problem(self.first_of(rule.line), why, Some(help));
+            }
+        }
+    }
+
+    /// The place of a line.
+    fn first_of(&self, line: u32) -> Span {
+        let start = self.starts[line as usize - 1];
+        start..start + 1
     }
 
     fn name<T: FromStr<Err = NameError>>(&mut self, text: &Text) -> Option<T> {
@@ -280,10 +307,9 @@ impl Builder<'_> {
             let first = *seen.entry(&rule.program).or_insert(rule);
             let kind = |r: &ProgramRule| (r.hook.kind().row().prog_type, r.hook.expected_attach_type());
             if kind(first) != kind(rule) {
-                let start = self.starts[rule.line as usize - 1];
                 let message = format!("program {} is of another type in line {}", rule.program, first.line);
                 self.problem(
-                    start..start + 1,
+                    self.first_of(rule.line),
                     message,
                     Some("a program has one type: write a second program for the second hook"),
                 );

@@ -40,6 +40,8 @@ pub struct Policy {
     pub limits: Limits,
     /// How long loaded things live.
     pub keep: Keep,
+    /// The network namespace of the app's interfaces; none is the one that helpers are started in.
+    pub netns: Option<AbsolutePath>,
     /// What the helper's confinement must be.
     pub require: Sandboxing,
 }
@@ -293,8 +295,27 @@ impl Default for Limits {
 pub enum Keep {
     /// Until the connection that loaded them ends.
     Session,
-    /// Until they are unloaded, or the helper ends.
+    /// Until they are unloaded.
     App,
+    /// Always: the helper loads and attaches everything by itself, and again when something is gone.
+    Boot,
+}
+
+impl Keep {
+    /// All, with their words in a policy.
+    pub const WORDS: [(&'static str, Keep); 3] =
+        [("session", Keep::Session), ("app", Keep::App), ("boot", Keep::Boot)];
+
+    /// What is loaded survives the sessions of clients, and the helper too where its descriptors are kept.
+    pub fn is_persistent(self) -> bool {
+        self != Self::Session
+    }
+}
+
+impl fmt::Display for Keep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Self::WORDS[*self as usize].0)
+    }
 }
 
 /// What the helper's confinement must be.

@@ -12,6 +12,7 @@ pub(super) struct File {
     pub version: Spanned<i64>,
     #[serde(default)]
     pub description: String,
+    pub netns: Option<Text>,
     #[serde(default)]
     pub client: Vec<Spanned<Client>>,
     #[serde(default)]

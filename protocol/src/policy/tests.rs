@@ -160,3 +160,20 @@ fn a_cut_off_client_entry_is_refused() {
         }
     }
 }
+
+#[test]
+fn at_boot_the_policy_alone_decides() {
+    let boot = |client: &str, interfaces: &str| {
+        format!(
+            "version = 1\nnetns = \"/run/netns/blue\"\n{client}[objects.o]\npath = \"/o\"\n[[objects.o.xdp]]\nprogram = \"p\"\n\
+             interfaces = [{interfaces}]\n[lifetime]\nkeep = \"boot\"\n"
+        )
+    };
+    let reader = "[[client]]\nuser = 5\nmay = [\"maps\"]\n";
+    let policy = parse(&boot(reader, "\"eth0\", \"eth1\"")).unwrap();
+    assert_eq!(policy.keep, Keep::Boot);
+    assert_eq!(policy.netns.as_ref().map(AbsolutePath::as_str), Some("/run/netns/blue"));
+    let loader = "[[client]]\nuser = 5\nmay = [\"maps\", \"load\"]\n";
+    assert!(problem(&boot(loader, "\"eth0\"")).starts_with("3:1: with keep"));
+    assert!(problem(&boot(reader, "\"lan*\"")).starts_with("8:1: with keep"));
+}

@@ -1,0 +1,1 @@
+//! The service manager, as a process that it started sees it.
