@@ -98,9 +98,9 @@ fn run(mut arguments: Arguments) -> Result<(), Fatal> {
     let mut allow: Vec<_> = below.iter().map(|path| files::Allow::Below(path)).collect();
     allow.push(files::Allow::Below(Path::new("/etc")));
     let landlock_abi = files::restrict(&allow, files::Demand::Full)?;
+    let uid = nix::unistd::geteuid();
     let seccomp_filters = syscalls::restrict(&seccomp::rows(!arguments.standalone))?;
     let sandbox = Sandbox { landlock_abi, seccomp_filters, capabilities: 0 };
-    let uid = nix::unistd::geteuid();
     log::info!("uid {uid}, no capability, landlock ABI {landlock_abi}, {seccomp_filters} seccomp filters");
     server::Server::new(&arguments, doors, starter, manager, audit, sandbox).step("starting to serve")?.run()
 }

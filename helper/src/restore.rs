@@ -14,10 +14,9 @@ use bpfgate_protocol::policy::Keep;
 use bpfgate_protocol::policy::object::SEALS;
 use bpfgate_systemd::manager::Named;
 use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::uio::pread;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -31,6 +30,8 @@ enum Kind {
 pub(crate) struct Kept {
     name: String,
     kind: Option<Kind>,
+    /// A map that nobody can write any more.
+    frozen: bool,
     fd: OwnedFd,
 }
 
@@ -50,7 +51,15 @@ pub(crate) fn sort(named: Vec<Named>) -> Vec<Kept> {
             _ => None,
         }
     };
-    named.into_iter().map(|Named { name, fd }| Kept { kind: kind(&fd), name, fd }).collect()
+    // bpf(2) does not tell; /proc does.
+    let frozen = |fd: &OwnedFd| {
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()));
+        info.is_ok_and(|info| info.lines().any(|line| line == "frozen:\t1"))
+    };
+    named
+        .into_iter()
+        .map(|Named { name, fd }| Kept { kind: kind(&fd), frozen: frozen(&fd), name, fd })
+        .collect()
 }
 
 /// What is there and not yet somebody's.
@@ -78,12 +87,12 @@ impl Pool {
     }
 
     /// The descriptor of this name, if it is what the record says.
-    fn claim(&mut self, name: &str, kind: Kind, number: u32) -> Option<OwnedFd> {
+    fn claim(&mut self, name: &str, kind: Kind, number: u32) -> Option<Kept> {
         let is =
             |kept: &Kept| kept.kind == Some(kind) && bpfgate_bpf::object_id(kept.fd.as_fd()) == Ok(number);
         let found = self.0.get_mut(name).and_then(|all| {
             let place = all.iter().position(is)?;
-            Some(all.swap_remove(place).fd)
+            Some(all.swap_remove(place))
         });
         if found.is_none() {
             eprintln!("bpfgate-helper: {name} was kept, and did not come back");
@@ -93,14 +102,14 @@ impl Pool {
 }
 
 fn read(file: &OwnedFd) -> Result<Record, String> {
-    let file = File::from(file.try_clone().map_err(|e| e.to_string())?);
     let mut bytes = vec![0; MAX_MESSAGE + 1];
     let mut len = 0;
     while len < bytes.len() {
-        match file.read_at(&mut bytes[len..], len as u64) {
+        let at = i64::try_from(len).map_err(|e| e.to_string())?;
+        match pread(file, &mut bytes[len..], at) {
             Ok(0) => break,
             Ok(more) => len += more,
-            Err(error) => return Err(error.to_string()),
+            Err(error) => return Err(error.desc().to_owned()),
         }
     }
     codec::decode(&bytes[..len]).map_err(|e| e.to_string())
@@ -170,21 +179,23 @@ fn instance(
         .into_iter()
         .filter(|(info, _)| policy.still_names(&object, &info.name, info.hook))
         .filter_map(|(info, number)| {
-            let fd = pool.claim(&program_name(id, &info.name), Kind::Program, number)?;
+            let Kept { fd, .. } = pool.claim(&program_name(id, &info.name), Kind::Program, number)?;
             Some(Program { info, fd })
         })
         .collect();
     stays &= !programs.is_empty();
     let maps = maps
         .into_iter()
-        .filter_map(|(name, frozen, number)| {
-            let fd = pool.claim(&map_name(id, &name), Kind::Map, number)?;
+        .filter_map(|(name, number)| {
+            let Kept { fd, frozen, .. } = pool.claim(&map_name(id, &name), Kind::Map, number)?;
             Some(Map { name, fd, frozen })
         })
         .collect();
     let (mut kept, mut revoked) = (Vec::new(), Vec::new());
     for LinkRecord { info, way, shared, number } in links {
-        let Some(link) = pool.claim(&link_name(info.id), Kind::Link, number) else { continue };
+        let Some(Kept { fd: link, .. }) = pool.claim(&link_name(info.id), Kind::Link, number) else {
+            continue;
+        };
         let allowed = policy
             .rules_for(&object, &info.program, info.hook, &info.target)
             .any(|rule| crate::attach::Way::of(&rule.hook) == way);

@@ -352,12 +352,8 @@ impl State {
         let Some(map) = self.instances.get_mut(&id).and_then(|instance| instance.maps.get_mut(place)) else {
             return Err(Refusal::denied("no such map"));
         };
-        let was_frozen = map.frozen;
         map.prepare(access)?;
-        let (info, froze) = (map.info(access, cpus)?, map.frozen != was_frozen);
-        if froze {
-            self.save()?;
-        }
+        let info = map.info(access, cpus)?;
         let fds = if info.fd { vec![Lend::Map(id, place)] } else { Vec::new() };
         Ok(Done { outcome: Outcome::Map(info), line: Some(permit.line()), fds })
     }

@@ -40,7 +40,7 @@ pub(crate) struct InstanceRecord {
     pub(crate) map_bytes: u64,
     /// Each with the kernel's number for it: a descriptor of this name has to be just that.
     pub(crate) programs: Vec<(ProgramInfo, u32)>,
-    pub(crate) maps: Vec<(MapName, bool, u32)>,
+    pub(crate) maps: Vec<(MapName, u32)>,
     pub(crate) links: Vec<LinkRecord>,
 }
 
@@ -123,7 +123,7 @@ impl State {
                 maps: instance
                     .maps
                     .iter()
-                    .map(|m| Ok((m.name.clone(), m.frozen, number(m.fd.as_fd())?)))
+                    .map(|m| Ok((m.name.clone(), number(m.fd.as_fd())?)))
                     .collect::<Result<_, _>>()?,
                 links: links.collect::<Result<_, _>>()?,
             })
