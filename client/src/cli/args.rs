@@ -76,7 +76,7 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: PolicyCommand,
     },
-    /// Say whether the broker answers, and what it is
+    /// Show what runs: broker, helpers, units, capabilities, sandbox, objects
     Status {
         #[command(flatten)]
         style: StyleArgs,
