@@ -13,6 +13,7 @@
 //! | [`counting`] | programs that count |
 //! | [`peer`] | a lying broker: speaks straight to a real helper |
 //! | [`user`] | threads that are somebody else |
+//! | [`services`] | bpfgate under a running systemd |
 //! | [`sys`] | every unsafe block |
 //!
 //! Tests that need root print `skipped: needs root` elsewhere. They run one at a time, whatever starts them: a
@@ -29,6 +30,7 @@ pub mod network;
 pub mod peer;
 pub mod process;
 pub mod raw;
+pub mod services;
 pub mod sys;
 pub mod user;
 
