@@ -39,7 +39,8 @@ pub fn write(installed: &Installed, units: &Path, layout: &Layout) -> Vec<String
         if let Err(error) = write_one(app, policy, text, units, layout) {
             // Better not at all than in part.
             let _ = std::fs::remove_file(drop_in_path(units, app));
-            warnings.push(format!("app {app} is disabled: writing its units below {}: {error}", units.display()));
+            warnings
+                .push(format!("app {app} is disabled: writing its units below {}: {error}", units.display()));
         }
     }
     warnings

@@ -136,8 +136,7 @@ mod tests {
     use bpfgate_protocol::policy::file::Accounts;
 
     fn of(text: &str) -> BTreeSet<String> {
-        let accounts =
-            Accounts { users: [("u".to_owned(), 7)].into(), groups: [("g".to_owned(), 8)].into() };
+        let accounts = Accounts { users: [("u".to_owned(), 7)].into(), groups: [("g".to_owned(), 8)].into() };
         grants(&Policy::parse("/p.toml", text, &accounts).unwrap())
     }
 

@@ -201,7 +201,8 @@ fn add_preparation(text: &mut String, app: &AppName, policy: &Policy, layout: &L
         policy.at(rule.line)
     );
     let _ = writeln!(text, "ExecStartPre=+{} {app} --prepare", layout.helper().display());
-    *text += "# That step hands descriptors over too; the helper's children still may not.\nNotifyAccess=exec\n";
+    *text +=
+        "# That step hands descriptors over too; the helper's children still may not.\nNotifyAccess=exec\n";
 }
 
 fn add_bounds(text: &mut String, policy: &Policy) {
@@ -232,8 +233,7 @@ fn add_bounds(text: &mut String, policy: &Policy) {
     let kept = [limits.programs, limits.maps, limits.links, objects, opened, SPARE_DESCRIPTORS]
         .into_iter()
         .fold(0_u32, u32::saturating_add);
-    *text +=
-        "# Kept over a crash or restart: programs, maps and links up to their limits, what was opened, and the state.\n";
+    *text += "# Kept over a crash or restart: programs, maps and links up to their limits, what was opened, and the state.\n";
     let _ = writeln!(text, "FileDescriptorStoreMax={kept}");
 }
 

@@ -225,7 +225,16 @@ fn the_generator_enables_what_is_valid_and_survives_everything_else() {
     assert!(granted(&good).contains("program p of object o on xdp eth0 (any mode)"), "{good}");
     assert_eq!(fs::read_dir(&units.0).unwrap().count(), 5, "two wants, three drop-ins");
     for app in [
-        "masked", "broken", "writable", "huge", "deep", "binary", "odd-netns", "directory", "fifo", "endless",
+        "masked",
+        "broken",
+        "writable",
+        "huge",
+        "deep",
+        "binary",
+        "odd-netns",
+        "directory",
+        "fifo",
+        "endless",
     ] {
         assert!(said.contains(&format!("; app {app} is disabled\n")), "{app} is not in\n{said}");
     }

@@ -50,7 +50,10 @@ fn warn(warnings: &[String]) {
         say(kernel.as_mut(), warning);
     }
     if warnings.len() > MOST {
-        say(kernel.as_mut(), &format!("and {} more; `bpfgate policy check` shows all", warnings.len() - MOST));
+        say(
+            kernel.as_mut(),
+            &format!("and {} more; `bpfgate policy check` shows all", warnings.len() - MOST),
+        );
     }
 }
 

@@ -57,10 +57,8 @@ fn every_setting_has_a_comment() {
         let mut above = "";
         for line in text.lines() {
             let key = line.split('=').next().unwrap_or_default();
-            let goes_on = matches!(
-                key,
-                "AmbientCapabilities" | "BindReadOnlyPaths" | "Digest" | "Grant" | "Policy"
-            );
+            let goes_on =
+                matches!(key, "AmbientCapabilities" | "BindReadOnlyPaths" | "Digest" | "Grant" | "Policy");
             if line.contains('=') && !line.starts_with('#') && !goes_on {
                 assert!(above.starts_with('#'), "{line} has no comment in\n{text}");
             }
@@ -79,7 +77,8 @@ fn a_policy_without_programs_opens_nothing() {
 
 #[test]
 fn the_network_is_that_of_the_interfaces() {
-    let cgroup = of("[[objects.o.cgroup_skb]]\nprogram = \"p\"\ncgroups = [\"/c\"]\ndirection = \"egress\"\n");
+    let cgroup =
+        of("[[objects.o.cgroup_skb]]\nprogram = \"p\"\ncgroups = [\"/c\"]\ndirection = \"egress\"\n");
     assert!(cgroup.contains("\nPrivateNetwork=yes\n"), "{cgroup}");
     let blue = |netns: &str, rules: &str| {
         rendered(&format!("version = 1\nnetns = \"{netns}\"\n[objects.o]\npath = \"/o\"\n{rules}"))
