@@ -242,6 +242,18 @@ pub(crate) enum PolicyCommand {
         #[command(flatten)]
         style: StyleArgs,
     },
+    /// Put the installed policies into force: show what differs, restart the helpers it concerns (root)
+    ///
+    /// Helpers of changed policies are restarted: what they attached stays attached as far as the
+    /// policy still allows it. Helpers without a valid policy are stopped. All others stay as they
+    /// are.
+    Apply {
+        /// Only show what would be done
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        style: StyleArgs,
+    },
 }
 
 /// `PROGRAM[=TARGET]`
