@@ -4,6 +4,7 @@
 use crate::grants::{grants, hex};
 use bpfgate_protocol::names::{AbsolutePath, AppName};
 use bpfgate_protocol::policy::{Hook, Keep, Policy, capabilities, needed};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -93,7 +94,8 @@ pub fn drop_in(app: &AppName, policy: &Policy, layout: &Layout) -> Result<String
         "# Made by bpfgate-generator from {}.\n# Change that file and run `bpfgate policy apply`; what is changed here is lost.\n",
         policy.file
     );
-    text += "\n[Service]\n";
+    text += "\n[Service]\n# Instances of one template share the name of their DynamicUser=, and its uid with it, unless told otherwise.\n";
+    let _ = writeln!(text, "User={}", user(app));
     add_capabilities(&mut text, policy);
     add_network(&mut text, policy)?;
     add_files(&mut text, policy)?;
@@ -105,6 +107,16 @@ pub fn drop_in(app: &AppName, policy: &Policy, layout: &Layout) -> Result<String
         let _ = writeln!(text, "{GRANT}{grant}");
     }
     Ok(text)
+}
+
+/// The name of an app's user, at most 31 characters long: one that no account has.
+fn user(app: &AppName) -> String {
+    const PREFIX: &str = "bpfgate-app-";
+    if PREFIX.len() + app.as_str().len() <= 31 {
+        return format!("{PREFIX}{app}");
+    }
+    let digest: [u8; 32] = Sha256::digest(app.as_str().as_bytes()).into();
+    format!("{PREFIX}{}", &hex(&digest)[..16])
 }
 
 const GRANT: &str = "Grant=";
@@ -131,6 +143,15 @@ fn add_capabilities(text: &mut String, policy: &Policy) {
 }
 
 fn add_network(text: &mut String, policy: &Policy) -> Result<(), String> {
+    if let Some(path) = &policy.netns {
+        let _ = writeln!(
+            text,
+            "# The policy names its network namespace.\nNetworkNamespacePath={}",
+            plain(path)?
+        );
+        *text += "# Until it is there every start fails: slowly enough that this never counts as too many.\nRestartSec=1s\n";
+        return Ok(());
+    }
     let rules = policy.objects.values().flat_map(|object| &object.programs);
     let interfaces = rules.filter(|rule| matches!(rule.hook, Hook::Xdp { .. } | Hook::Tcx { .. }));
     let Some(rule) = interfaces.min_by_key(|rule| rule.line) else {
@@ -143,13 +164,7 @@ fn add_network(text: &mut String, policy: &Policy) -> Result<(), String> {
         "# Links of {kind} are made in the network namespace of their interfaces ({}).",
         policy.at(rule.line)
     );
-    match &policy.netns {
-        None => *text += "PrivateNetwork=no\n",
-        Some(path) => {
-            let _ = writeln!(text, "NetworkNamespacePath={}", plain(path)?);
-            *text += "# Until it is there every start fails: slowly enough that this never counts as too many.\nRestartSec=1s\n";
-        }
-    }
+    *text += "PrivateNetwork=no\n";
     Ok(())
 }
 

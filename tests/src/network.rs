@@ -88,7 +88,9 @@ impl Default for Network {
 
 /// Starts a process with network and mount namespaces of its own; tracefs is mounted there.
 fn hold() -> Child {
-    let script = format!("mount -t tracefs tracefs /sys/kernel/tracing; echo ready; exec sleep {HOLD}");
+    let script = format!(
+        "test -e /sys/kernel/tracing/events || mount -t tracefs tracefs /sys/kernel/tracing; echo ready; exec sleep {HOLD}"
+    );
     let mut command = Command::new("unshare");
     command.args(["--net", "--mount", "--propagation", "private", "--", "sh", "-c", &script]);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("unshare is there");
