@@ -101,13 +101,13 @@ install: ## Install below PREFIX (/usr/local, or /usr) and DESTDIR what `make bu
 	@[[ -x target/release/bpfgate-generator && -e target/bpf/packet_counter.bpf.o ]] || \
 	  { echo "make install: nothing is built yet; run make build first, which needs no root" >&2; exit 1; }
 	install -d $(BIN) $(LIBEXEC) $(LIB)/systemd/system $(LIB)/systemd/system-generators $(LIB)/sysusers.d $(LIB)/tmpfiles.d \
-	  $(LIB)/bpfgate/policies $(DOC)/examples/bpf $(DESTDIR)/etc/bpfgate/policies
+	  $(LIB)/bpfgate $(DOC)/examples/bpf $(DESTDIR)/etc/bpfgate/policies
 	install $(STRIP) target/release/bpfgate $(BIN)
 	install $(STRIP) $(PROGRAMS:%=target/release/%) $(LIBEXEC)
 	install $(STRIP) target/release/bpfgate-generator $(LIB)/systemd/system-generators
 	install -m 644 $(EXAMPLES) $(LIB)/bpfgate
-	# The broker is allowed directories that are there when it starts.
-	install -m 644 systemd/policies-of-packages $(LIB)/bpfgate/policies/README
+	# Policies of packages are looked for in /usr/lib only. The broker is allowed directories that are there when it starts.
+	[[ $(PREFIX) != /usr ]] || install -D -m 644 systemd/policies-of-packages $(LIB)/bpfgate/policies/README
 	install -m 644 systemd/sysusers.d/bpfgate.conf $(LIB)/sysusers.d
 	install -m 644 systemd/tmpfiles.d/bpfgate.conf $(LIB)/tmpfiles.d
 	for unit in $(UNITS); do \

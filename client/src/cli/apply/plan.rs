@@ -77,11 +77,12 @@ impl Change {
         } else if self.start {
             "; its helper is started"
         } else if self.listen && self.what != What::New {
-            "; its socket is opened again"
+            "; its socket is opened"
         } else {
             ""
         };
-        let would = if dry_run && self.what != What::Same { " (not done: --dry-run)" } else { "" };
+        let anything = self.what != What::Same || !then.is_empty();
+        let would = if dry_run && anything { " (not done: --dry-run)" } else { "" };
         format!("{what}{then}{would}")
     }
 }
