@@ -2,6 +2,7 @@
 //! oldest first. How one is reached is in [`crate::starter`].
 
 use bpfgate_lockdown::capabilities::mask;
+use bpfgate_lockdown::files;
 use bpfgate_protocol::INNER_VERSION;
 use bpfgate_protocol::channel::{Channel, ChannelError};
 use bpfgate_protocol::messages::helper::{FromHelper, Outcome, Sandbox, ToHelper};
@@ -243,7 +244,8 @@ impl<T> Helper<T> {
                 sandbox.capabilities, needed
             ));
         }
-        let landlock = sandbox.landlock_abi >= 3 || self.policy.require == Sandboxing::Seccomp;
+        let landlock =
+            sandbox.landlock_abi >= files::LANDLOCK as u32 || self.policy.require == Sandboxing::Seccomp;
         if !landlock || sandbox.seccomp_filters < 2 {
             return Err(format!(
                 "it is confined less than its policy demands: landlock ABI {}, {} seccomp filters; [require] sandbox says how much",
@@ -311,7 +313,7 @@ mod tests {
         let p = policy("");
         for (message, expected) in [
             (ready(&p, INNER_VERSION, 0, 2, BPF), "confined less"),
-            (ready(&p, INNER_VERSION, 2, 2, BPF), "confined less"),
+            (ready(&p, INNER_VERSION, 1, 2, BPF), "confined less"),
             (ready(&p, INNER_VERSION, 7, 1, BPF), "confined less"),
             (ready(&p, INNER_VERSION, 7, 2, BPF | 1 << 38), "capabilities"),
             (ready(&p, INNER_VERSION, 7, 2, BPF | 1 << 21), "capabilities"),

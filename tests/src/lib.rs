@@ -43,9 +43,14 @@ use std::time::{Duration, Instant};
 /// What has to happen soon happens in this time: the promise is one second.
 pub const SOON: Duration = Duration::from_secs(1);
 
-/// Waits until `done`; whether it came to that within `limit`.
+/// How many times slower than an ordinary machine this one is, such as one that is emulated.
+pub fn slowness() -> u32 {
+    std::env::var("BPFGATE_SLOW").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+/// Waits until `done`; whether it came to that within `limit`, on an ordinary machine.
 pub fn wait_until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
-    let end = Instant::now() + limit;
+    let end = Instant::now() + limit * slowness();
     loop {
         if done() {
             return true;

@@ -41,20 +41,8 @@ pub struct Services {
     _alone: Flock<File>,
 }
 
-/// How many times slower than an ordinary machine this one is: waits are as many times longer.
-pub fn slowness() -> u32 {
-    std::env::var("BPFGATE_SLOW").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
-}
-
-/// What is promised within a second.
-pub fn soon() -> Duration {
-    crate::SOON * slowness()
-}
-
 /// What takes some seconds: a start with everything that a unit does before.
-pub fn in_a_while() -> Duration {
-    Duration::from_secs(10) * slowness()
-}
+pub const A_WHILE: Duration = Duration::from_secs(10);
 
 impl Services {
     /// The services of this machine; none, with the reason printed, where it is not the tests' own.
@@ -71,9 +59,7 @@ impl Services {
         clear();
         // Earlier tests killed a lot; limits on starts are not what is tested here.
         systemctl(&["reset-failed"]);
-        assert!(
-            wait_until(in_a_while(), || is_active(BROKER) || systemctl(&["start", BROKER]).status.success())
-        );
+        assert!(wait_until(A_WHILE, || is_active(BROKER) || systemctl(&["start", BROKER]).status.success()));
         Some(services)
     }
 
@@ -116,7 +102,7 @@ impl Services {
     /// A session, as soon as there is one: helper or broker may be on their way.
     pub fn session_again(&self, app: &str) -> Client {
         let mut client = self.try_session(app);
-        wait_until(in_a_while(), || {
+        wait_until(A_WHILE, || {
             if client.is_err() {
                 client = self.try_session(app);
             }
@@ -141,7 +127,7 @@ impl Drop for Services {
         }
         clear();
         let left = || units("bpfgate-helper@*");
-        assert!(wait_until(in_a_while(), || left().is_empty()), "units are left: {:?}", left());
+        assert!(wait_until(A_WHILE, || left().is_empty()), "units are left: {:?}", left());
     }
 }
 
@@ -198,8 +184,7 @@ pub fn units(pattern: &str) -> Vec<String> {
 /// The main process of a unit, when it has one.
 pub fn main_process(unit: &str) -> Process {
     let mut found = None;
-    let limit = in_a_while();
-    wait_until(limit, || {
+    wait_until(A_WHILE, || {
         let pid: i32 = property(unit, "MainPID").parse().unwrap_or(0);
         found = (pid != 0 && is_active(unit)).then(|| Process::of(pid)).flatten();
         found.is_some()

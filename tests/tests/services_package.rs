@@ -1,7 +1,7 @@
 //! Services: the package, and the machine that starts with it.
 
 use bpfgate_tests::services::{
-    BROKER, COUNTER, Traffic, helper, in_a_while, is_active, journal, main_process, packets, property, said,
+    A_WHILE, BROKER, COUNTER, Traffic, helper, is_active, journal, main_process, packets, property, said,
     systemctl,
 };
 use bpfgate_tests::{wait_until, workspace};
@@ -41,7 +41,7 @@ fn an_upgrade_misses_no_packet() {
     run(&format!("DEBIAN_FRONTEND=noninteractive dpkg -i {tree}.deb"));
     let sent = traffic.end();
     assert!(
-        wait_until(in_a_while(), || packets(&counters) - start == sent),
+        wait_until(A_WHILE, || packets(&counters) - start == sent),
         "{sent} sent, {} counted",
         packets(&counters) - start
     );
@@ -74,12 +74,12 @@ fn the_machine_has_started_with_three_policies_of_which_one_is_invalid() {
     // keep = "boot": on lo, without anybody asking.
     let attached =
         || said(&Command::new("ip").args(["link", "show", "lo"]).output().unwrap()).contains("xdp");
-    assert!(wait_until(in_a_while(), attached), "{}", journal());
+    assert!(wait_until(A_WHILE, attached), "{}", journal());
     assert!(is_active(&helper("boot-one")));
     assert!(!is_active(&helper("boot-two")), "nobody has asked for it");
     let state = said(&Command::new("systemctl").arg("is-system-running").output().unwrap());
     assert_eq!(state.trim(), "running", "{}", said(&systemctl(&["--failed", "--no-pager"])));
     // The invalid one is said: by the generator, and by the broker as soon as it runs.
     let _ = std::os::unix::net::UnixStream::connect(bpfgate_tests::services::SOCKET).unwrap();
-    assert!(wait_until(in_a_while(), || journal().contains("boot-bad")), "{}", journal());
+    assert!(wait_until(A_WHILE, || journal().contains("boot-bad")), "{}", journal());
 }

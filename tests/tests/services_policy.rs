@@ -2,10 +2,10 @@
 
 use bpfgate_client::{Error, LoadOptions, Target};
 use bpfgate_tests::services::{
-    COUNTER, bpfgate, helper, in_a_while, is_active, journal, main_process, packets, policy_path, said, soon,
+    A_WHILE, COUNTER, bpfgate, helper, is_active, journal, main_process, packets, policy_path, said,
     systemctl, units,
 };
-use bpfgate_tests::wait_until;
+use bpfgate_tests::{SOON, wait_until};
 use std::fs;
 use std::process::Command;
 use std::time::Instant;
@@ -30,7 +30,7 @@ fn a_policy_that_is_removed_takes_everything_with_it() {
     let text = gate.apply();
     assert!(text.contains("goes"), "{text}");
     assert!(
-        wait_until(soon(), || !is_attached("gate0")),
+        wait_until(SOON, || !is_attached("gate0")),
         "still attached {} ms later",
         start.elapsed().as_millis()
     );
@@ -38,7 +38,7 @@ fn a_policy_that_is_removed_takes_everything_with_it() {
     assert!(matches!(goes.list(), Err(Error::Helper(_) | Error::Io { .. })), "the session goes on");
     assert!(matches!(gate.try_session("goes"), Err(Error::Denied(_))));
     let left = || units("bpfgate-helper@goes*");
-    assert!(wait_until(in_a_while(), || left().is_empty()), "{:?}", left());
+    assert!(wait_until(A_WHILE, || left().is_empty()), "{:?}", left());
     assert!(!std::path::Path::new("/run/bpfgate/helper/goes.sock").exists());
     let still = packets(&counters);
     gate.network.send_to_interface(5);
@@ -74,14 +74,14 @@ fn a_narrower_policy_revokes_what_is_outside_of_it_and_nothing_else() {
     assert!(is_attached("lo"), "a dry run has an effect");
     let text = gate.apply();
     assert!(text.contains("lo"), "{text}");
-    assert!(wait_until(soon(), || !is_attached("lo")), "{}", journal());
+    assert!(wait_until(SOON, || !is_attached("lo")), "{}", journal());
     assert!(is_attached("gate0"), "what is still allowed is gone\n{}", journal());
     let mut client = gate.session_again("narrow");
     let links = &client.list().unwrap()[0].links;
     assert_eq!(links.iter().map(|link| link.target.as_str()).collect::<Vec<_>>(), ["gate0"]);
     // Nothing persistent is allowed any more.
     gate.apply_policy("narrow", &COUNTER.replace("keep = \"app\"", "keep = \"session\""));
-    assert!(wait_until(soon(), || !is_attached("gate0")), "{}", journal());
+    assert!(wait_until(SOON, || !is_attached("gate0")), "{}", journal());
     assert!(gate.session_again("narrow").list().unwrap().is_empty());
 }
 
@@ -96,7 +96,7 @@ fn an_object_with_another_digest_is_not_the_one_that_was_approved() {
     let (start, rest) = text.split_once("sha256 = \"").unwrap();
     fs::write(policy_path("bytes"), format!("{start}sha256 = \"{}{}", "0".repeat(64), &rest[64..])).unwrap();
     gate.apply();
-    assert!(wait_until(soon(), || !is_attached("gate0")), "{}", journal());
+    assert!(wait_until(SOON, || !is_attached("gate0")), "{}", journal());
     assert!(gate.session_again("bytes").list().unwrap().is_empty());
 }
 
@@ -112,7 +112,7 @@ fn a_bad_file_disables_its_own_app_and_says_so() {
     drop(gate.session("good"));
     assert!(matches!(gate.try_session("bad"), Err(Error::Denied(_))));
     assert!(units("bpfgate-helper@bad*").is_empty());
-    assert!(wait_until(in_a_while(), || journal().contains("bad.toml")), "the broker's log is silent");
+    assert!(wait_until(A_WHILE, || journal().contains("bad.toml")), "the broker's log is silent");
     // A bad file does not end what runs under the good one that it replaces ... it is not in force.
     gate.apply_policy("good", COUNTER);
     fs::remove_file(policy_path("bad")).unwrap();

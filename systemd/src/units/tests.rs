@@ -27,6 +27,7 @@ fn a_drop_in_opens_what_the_policy_needs_and_says_why() {
         settings(&text),
         [
             "[Service]",
+            "User=bpfgate-app-x-1",
             "CapabilityBoundingSet=CAP_NET_ADMIN CAP_BPF",
             "AmbientCapabilities=CAP_NET_ADMIN CAP_BPF",
             "PrivateNetwork=no",
@@ -87,7 +88,7 @@ fn the_network_is_that_of_the_interfaces() {
     let settings = settings(&text);
     assert!(settings.contains(&"NetworkNamespacePath=/run/netns/b%%i"), "{text}");
     assert!(settings.contains(&"RestartSec=1s") && !text.contains("PrivateNetwork="), "{text}");
-    assert!(blue("/run/netns/b", "").unwrap().contains("\nPrivateNetwork=yes\n"));
+    assert!(blue("/run/netns/b", "").unwrap().contains("\nNetworkNamespacePath=/run/netns/b\n"));
     for odd in ["/a b", "/a'b", "/a\\\\", "/a:b", "/ä", "/a\u{7f}"] {
         assert!(
             Policy::parse("p", &format!("version = 1\nnetns = \"{odd}\"\n"), &Accounts::default()).is_err()
@@ -145,4 +146,14 @@ fn what_is_in_force_can_be_read_back() {
     assert!(granted(&text).contains("program p of object o on xdp lan* (any mode)"));
     assert_eq!(digest(&text).map(str::len), Some(64));
     assert_eq!(granted("").len(), 0);
+}
+
+#[test]
+fn each_app_has_a_user_of_its_own_whose_name_fits() {
+    let names: Vec<String> = ["a", "exactly-nineteen-ch", "exactly-twenty-chars", "exactly-twenty-charz"]
+        .map(|app| user(&app.parse().unwrap()))
+        .into();
+    assert_eq!(names[..2], ["bpfgate-app-a", "bpfgate-app-exactly-nineteen-ch"]);
+    assert!(names.iter().all(|name| name.len() <= 31), "{names:?}");
+    assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
 }
