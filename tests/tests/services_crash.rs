@@ -217,7 +217,7 @@ fn meddle(unit: &str, script: &str) {
     let root = root.split(' ').nth(1).unwrap();
     let program = format!(
         "import os, socket, array\n\
-         open('{root}{cgroup}/cgroup.procs', 'w').write(str(os.getpid()))\n\
+         open(r'{root}{cgroup}/cgroup.procs', 'w').write(str(os.getpid()))\n\
          s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
          s.connect('/run/systemd/notify')\n\
          def keep(name, fd): s.sendmsg([b'FDSTORE=1\\nFDPOLL=0\\nFDNAME=' + name.encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [fd]))])\n\
@@ -306,12 +306,23 @@ fn a_full_or_read_only_run_loses_nothing() {
     std::fs::remove_file("/run/full").unwrap();
     assert!(still, "a full /run took the attachment away");
     assert_eq!(gate.session_again("full").list().unwrap()[0].links.len(), 1, "{}", journal());
-    let remount = |how: &str| Command::new("mount").args(["-o", how, "/run"]).status().unwrap().success();
-    assert!(remount("remount,ro"));
-    let (counts, session) =
-        (grows(), gate.try_session("full").map(|mut client| client.list().unwrap().len()));
-    assert!(remount("remount,rw"));
+    // A second mount over it: the first has files open for writing.
+    let mount = |words: &[&str]| {
+        let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
+        assert!(output.status.success(), "{words:?}: {}", said(&output));
+    };
+    mount(&["mount", "--bind", "/run", "/run"]);
+    mount(&["mount", "-o", "remount,bind,ro", "/run"]);
+    let read_only = std::fs::write("/run/anything", "x").is_err();
+    let counts = grows();
+    let session = gate.try_session("full").map(|mut client| client.list().unwrap().len());
+    kill_main(&helper("full"), Signal::SIGKILL);
+    std::thread::sleep(Duration::from_millis(300));
+    let still = grows();
+    mount(&["umount", "/run"]);
+    assert!(read_only && still, "a helper that was killed took the attachment with it");
     assert!(counts, "a read-only /run took the attachment away");
     assert_eq!(session.unwrap(), 1);
+    assert_eq!(gate.session_again("full").list().unwrap()[0].links.len(), 1, "{}", journal());
     assert!(is_active(BROKER));
 }

@@ -1,8 +1,7 @@
-//! Services: the package, and the machine that starts with it.
+//! Services: the package.
 
 use bpfgate_tests::services::{
-    A_WHILE, BROKER, COUNTER, Traffic, helper, is_active, journal, main_process, packets, property, said,
-    systemctl,
+    A_WHILE, BROKER, COUNTER, Traffic, helper, journal, main_process, packets, said,
 };
 use bpfgate_tests::{wait_until, workspace};
 use std::process::Command;
@@ -52,34 +51,4 @@ fn an_upgrade_misses_no_packet() {
     run(&format!("DEBIAN_FRONTEND=noninteractive dpkg -i --force-downgrade {}", old.display()));
     assert_eq!(gate.session_again("upgrade").list().unwrap()[0].links.len(), 1, "{}", journal());
     run(&format!("rm -rf {tree} {tree}.deb"));
-}
-
-/// The machine was made with the package and three policies, one of them invalid (tests/machines/prepare).
-#[test]
-fn the_machine_has_started_with_three_policies_of_which_one_is_invalid() {
-    if std::env::var_os("BPFGATE_MACHINE").is_none_or(|how| how != "booted") {
-        println!("skipped: needs a machine that was started with the package in it");
-        return;
-    }
-    // Not Services::here(), which begins by removing policies.
-    for unit in [
-        "bpfgate.socket",
-        "bpfgate-admin.socket",
-        "bpfgate-helper@boot-one.socket",
-        "bpfgate-helper@boot-two.socket",
-    ] {
-        assert!(is_active(unit), "{unit}: {}", said(&systemctl(&["status", "--no-pager", unit])));
-    }
-    assert_eq!(property("bpfgate-helper@boot-bad.socket", "ActiveState"), "inactive");
-    // keep = "boot": on lo, without anybody asking.
-    let attached =
-        || said(&Command::new("ip").args(["link", "show", "lo"]).output().unwrap()).contains("xdp");
-    assert!(wait_until(A_WHILE, attached), "{}", journal());
-    assert!(is_active(&helper("boot-one")));
-    assert!(!is_active(&helper("boot-two")), "nobody has asked for it");
-    let state = said(&Command::new("systemctl").arg("is-system-running").output().unwrap());
-    assert_eq!(state.trim(), "running", "{}", said(&systemctl(&["--failed", "--no-pager"])));
-    // The invalid one is said: by the generator, and by the broker as soon as it runs.
-    let _ = std::os::unix::net::UnixStream::connect(bpfgate_tests::services::SOCKET).unwrap();
-    assert!(wait_until(A_WHILE, || journal().contains("boot-bad")), "{}", journal());
 }
