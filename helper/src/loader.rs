@@ -121,7 +121,10 @@ impl Loader {
 
     fn broken(&mut self, error: &ChannelError) -> Refusal {
         eprintln!("bpfgate-helper: the loader: {error}");
-        self.gone |= matches!(error, ChannelError::Closed);
+        if matches!(error, ChannelError::Closed) {
+            self.gone = true;
+            return ended("is gone");
+        }
         self.astray()
     }
 
