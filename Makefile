@@ -5,7 +5,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
-.PHONY: all build bpf deps test demo bench lint clean help
+.PHONY: all build bpf deps install uninstall deb test demo bench lint clean help
 
 # rustup puts cargo where a shell finds it only after the next login.
 ifndef CARGO
@@ -28,6 +28,8 @@ PACKAGES += make         # builds libbpf
 PACKAGES += iproute2     # ip, for demo and tests
 PACKAGES += iputils-ping # ping, for the demo
 PACKAGES += python3      # the plain client of the tests
+PACKAGES += systemd      # systemd-analyze, for the tests of the units; it need not run
+PACKAGES += dpkg-dev     # dpkg-shlibdeps, for the dependencies of the package
 PACKAGES := $(strip $(PACKAGES))
 
 BPF_SOURCES := $(wildcard policies/bpf/*.bpf.c tests/bpf/*.bpf.c)
@@ -79,6 +81,83 @@ deps: ## Install what is missing to build and test (apt; Debian 12, 13, Ubuntu)
 	fi
 	@command -v $(CARGO) >/dev/null || { echo "make deps: Rust is missing; https://rustup.rs tells how to install it" >&2; exit 1; }
 
+# Where to install. systemd looks for units and generators in /usr and /usr/local only. DESTDIR goes before everything
+# and is meant for packages.
+PREFIX ?= /usr/local
+DESTDIR ?=
+STRIP ?=
+BIN = $(DESTDIR)$(PREFIX)/bin
+LIB = $(DESTDIR)$(PREFIX)/lib
+LIBEXEC = $(DESTDIR)$(PREFIX)/libexec/bpfgate
+DOC = $(DESTDIR)$(PREFIX)/share/doc/bpfgate
+PROGRAMS := bpfgate-broker bpfgate-helper bpfgate-loader
+UNITS := $(notdir $(wildcard systemd/units/*))
+EXAMPLES := $(patsubst policies/bpf/%.bpf.c,target/bpf/%.bpf.o,$(wildcard policies/bpf/*.bpf.c))
+RUNNING = [[ -z "$(DESTDIR)" && -d /run/systemd/system ]]
+
+install: ## Install below PREFIX (/usr/local, or /usr) and DESTDIR what `make build` built
+	@[[ "$(PREFIX)" == /usr || "$(PREFIX)" == /usr/local ]] || \
+	  { echo "make install: PREFIX is $(PREFIX), but systemd finds units only in /usr and /usr/local" >&2; exit 1; }
+	@[[ -x target/release/bpfgate-generator && -e target/bpf/packet_counter.bpf.o ]] || \
+	  { echo "make install: nothing is built yet; run make build first, which needs no root" >&2; exit 1; }
+	install -d $(BIN) $(LIBEXEC) $(LIB)/systemd/system $(LIB)/systemd/system-generators $(LIB)/sysusers.d $(LIB)/tmpfiles.d \
+	  $(LIB)/bpfgate $(DOC)/examples/bpf $(DESTDIR)/etc/bpfgate/policies
+	install $(STRIP) target/release/bpfgate $(BIN)
+	install $(STRIP) $(PROGRAMS:%=target/release/%) $(LIBEXEC)
+	install $(STRIP) target/release/bpfgate-generator $(LIB)/systemd/system-generators
+	install -m 644 $(EXAMPLES) $(LIB)/bpfgate
+	# Policies of packages are looked for in /usr/lib only. The broker is allowed directories that are there when it starts.
+	[[ $(PREFIX) != /usr ]] || install -D -m 644 systemd/policies-of-packages $(LIB)/bpfgate/policies/README
+	install -m 644 systemd/sysusers.d/bpfgate.conf $(LIB)/sysusers.d
+	install -m 644 systemd/tmpfiles.d/bpfgate.conf $(LIB)/tmpfiles.d
+	for unit in $(UNITS); do \
+	  sed 's,/usr/libexec,$(PREFIX)/libexec,g' systemd/units/$$unit > $(LIB)/systemd/system/$$unit; \
+	  chmod 644 $(LIB)/systemd/system/$$unit; \
+	done
+	install -m 644 README.md $(DOC)
+	install -m 644 policies/README.md $(DOC)/policies.md
+	install -m 644 systemd/README.md $(DOC)/systemd.md
+	install -m 644 policies/bpf/*.bpf.c $(DOC)/examples/bpf
+	for policy in policies/*.toml; do \
+	  systemd/shipped-policy $$policy $(PREFIX) open > $(DOC)/examples/$${policy##*/}; \
+	  chmod 644 $(DOC)/examples/$${policy##*/}; \
+	done
+	# The administrator's own, once it is there.
+	policy=$(DESTDIR)/etc/bpfgate/policies/packet-counter.toml; \
+	if [[ ! -e $$policy ]]; then \
+	  systemd/shipped-policy policies/packet-counter.toml $(PREFIX) closed > $$policy; chmod 644 $$policy; \
+	fi
+	@if $(RUNNING); then printf '%s\n' '' 'make install: done. To run it:' \
+	  '  systemd-sysusers && systemd-tmpfiles --create' \
+	  '  systemctl daemon-reload' \
+	  '  systemctl enable --now bpfgate.socket bpfgate-admin.socket' \
+	  '  bpfgate policy apply'; fi
+
+uninstall: ## Stop and remove what `make install` installed; policies and accounts stay
+	if $(RUNNING); then \
+	  systemctl disable --now bpfgate.socket bpfgate-admin.socket || true; \
+	  systemctl stop bpfgate.service 'bpfgate-helper@*.socket' 'bpfgate-helper@*.service' || true; \
+	fi
+	rm -f $(BIN)/bpfgate $(LIB)/systemd/system-generators/bpfgate-generator
+	rm -f $(UNITS:%=$(LIB)/systemd/system/%) $(LIB)/sysusers.d/bpfgate.conf $(LIB)/tmpfiles.d/bpfgate.conf
+	rm -f $(EXAMPLES:target/bpf/%=$(LIB)/bpfgate/%)
+	rm -rf $(LIBEXEC) $(DOC) $(LIB)/bpfgate/policies/README
+	rmdir --ignore-fail-on-non-empty $(LIB)/bpfgate/policies $(LIB)/bpfgate 2>/dev/null || true
+	if $(RUNNING); then systemctl daemon-reload; rm -rf /run/bpfgate; fi
+
+# The version is pinned: a package should not change because a tool did.
+CARGO_DEB := target/tools/bin/cargo-deb
+CARGO_DEB_VERSION := 3.8.0
+$(CARGO_DEB): Makefile | deps
+	$(CARGO) install --locked --version $(CARGO_DEB_VERSION) --no-default-features --root target/tools --target-dir target/tools/build cargo-deb
+	touch $@
+
+deb: build $(CARGO_DEB) ## The Debian package, as target/debian/bpfgate_VERSION_ARCH.deb
+	rm -rf target/package target/debian
+	$(MAKE) --no-print-directory install PREFIX=/usr DESTDIR=$(CURDIR)/target/package STRIP=-s
+	cd systemd && ../$(CARGO_DEB) deb --quiet --no-build --no-strip --output $(CURDIR)/target/debian/
+	dpkg-deb --info target/debian/bpfgate_*.deb | sed -n 's/^ \(Package\|Version\|Depends\|Installed-Size\):/&/p'
+
 test: SHOWN = --show-output 2>&1 | tee -a target/test.log
 test: build ## All tests; as root those too that load BPF programs
 	@: > target/test.log
@@ -103,4 +182,4 @@ clean: ## Remove everything that was built
 	rm -rf target
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -11,8 +11,8 @@ use nix::errno::Errno;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use uapi::{
-    BtfLoadAttr, ElemAttr, InfoAttr, LinkCreateAttr, MapCreateAttr, MapInfo, ProgLoadAttr, RawTracepointAttr,
-    attach, cmd,
+    BtfLoadAttr, ElemAttr, InfoAttr, LinkCreateAttr, LinkInfo, MapCreateAttr, MapInfo, ProgLoadAttr,
+    RawTracepointAttr, attach, cmd, link_type,
 };
 
 fn bpf<T>(command: u32, attr: &mut T) -> Result<i32, Errno> {
@@ -118,6 +118,31 @@ pub fn prog_load(
 /// `BPF_MAP_FREEZE`.
 pub fn map_freeze(map: BorrowedFd<'_>) -> Result<(), Errno> {
     bpf(cmd::MAP_FREEZE, &mut ElemAttr { map_fd: number(map), ..Default::default() }).map(drop)
+}
+
+/// What the kernel says of the link behind `fd`. Of a map or program, only the id means anything.
+fn link_info(fd: BorrowedFd<'_>) -> Result<LinkInfo, Errno> {
+    let mut info = LinkInfo::default();
+    let info_len = u32::try_from(size_of::<LinkInfo>()).map_err(|_| Errno::E2BIG)?;
+    let mut attr = InfoAttr { bpf_fd: number(fd), info_len, info: (&raw mut info) as u64 };
+    bpf(cmd::OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(info)
+}
+
+/// The kernel's number for a map, program or link. Numbers of one kind are not used again while the machine runs.
+pub fn object_id(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
+    link_info(fd).map(|info| info.id)
+}
+
+/// Whether what a link was attached to is still there. The kernel detaches links of an interface or a cgroup that goes
+/// away, and leaves them to their holders.
+pub fn link_is_attached(link: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let info = link_info(link)?;
+    Ok(match info.link_type {
+        link_type::XDP | link_type::TCX => info.target[0] != 0,
+        link_type::CGROUP => info.target != [0, 0],
+        _ => true,
+    })
 }
 
 /// Asks whether bpf(2) is there at all: info of a descriptor that does not exist is EBADF or

@@ -143,6 +143,25 @@ pub struct MapInfo {
     pub map_flags: u32,
 }
 
+/// `struct bpf_link_info`, as far as it is used. It begins like `bpf_map_info` and `bpf_prog_info`: with type and id.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LinkInfo {
+    pub link_type: u32,
+    pub id: u32,
+    pub prog_id: u32,
+    pub pad: u32,
+    /// What it is attached to: `xdp.ifindex` and `tcx.ifindex` in the first half, or `cgroup.cgroup_id`.
+    pub target: [u32; 2],
+}
+
+/// `enum bpf_link_type`, as far as it is used.
+pub mod link_type {
+    pub const CGROUP: u32 = 3;
+    pub const XDP: u32 = 6;
+    pub const TCX: u32 = 11;
+}
+
 /// `BPF_RAW_TRACEPOINT_OPEN`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]

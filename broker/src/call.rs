@@ -36,6 +36,10 @@ pub(crate) enum Call {
     Description { interface: String },
     /// `io.bpfgate.Open`. A text that cannot be the name of an app is the name of none.
     Open { app: Option<AppName>, text: String },
+    /// `io.bpfgate.Admin.Status`
+    Status,
+    /// `io.bpfgate.Admin.Instances`
+    Instances { app: AppName },
     /// Everything that needs a session.
     Verb(Verb),
 }
@@ -82,8 +86,16 @@ impl Frame {
     }
 
     /// The call.
-    pub(crate) fn call(&self) -> Result<Call, Misunderstood> {
+    pub(crate) fn call(&self, admin: bool) -> Result<Call, Misunderstood> {
         match self.split() {
+            ("io.bpfgate.Admin", "Status") if admin => {
+                let Empty {} = self.parameters()?;
+                Ok(Call::Status)
+            }
+            ("io.bpfgate.Admin", "Instances") if admin => {
+                let Open { app } = self.parameters()?;
+                Ok(Call::Instances { app: named("app", app)? })
+            }
             ("org.varlink.service", "GetInfo") => {
                 let Empty {} = self.parameters()?;
                 Ok(Call::Info)
@@ -92,15 +104,19 @@ impl Frame {
                 let Description { interface } = self.parameters()?;
                 Ok(Call::Description { interface })
             }
-            ("io.bpfgate", "Open") => {
+            ("io.bpfgate", "Open") if !admin => {
                 let Open { app } = self.parameters()?;
                 Ok(Call::Open { app: app.parse().ok(), text: app })
             }
-            ("io.bpfgate", _) => self.verb().map(Call::Verb),
-            ("org.varlink.service", _) => Err(Misunderstood::Standard(
-                "org.varlink.service.MethodNotFound",
-                serde_json::json!({"method": printable(&self.method, 100)}),
-            )),
+            ("io.bpfgate", _) if !admin => self.verb().map(Call::Verb),
+            ("org.varlink.service" | "io.bpfgate.Admin", _)
+                if admin || self.split().0 == "org.varlink.service" =>
+            {
+                Err(Misunderstood::Standard(
+                    "org.varlink.service.MethodNotFound",
+                    serde_json::json!({"method": printable(&self.method, 100)}),
+                ))
+            }
             (interface, _) => {
                 let interface = printable(interface, 100);
                 Err(Misunderstood::Standard(
@@ -341,7 +357,7 @@ mod tests {
 
     fn call(text: &str) -> Result<Call, String> {
         let frame = Frame::parse(text.as_bytes()).map_err(|r| r.why)?;
-        frame.call().map_err(|m| match m {
+        frame.call(false).map_err(|m| match m {
             Misunderstood::Refusal(refusal) => format!("{}: {}", refusal.class.name(), refusal.why),
             Misunderstood::Standard(name, parameters) => format!("{name} {parameters}"),
         })

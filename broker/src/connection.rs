@@ -27,6 +27,8 @@ const LINGER: Duration = Duration::from_secs(1);
 pub(crate) struct Connection {
     socket: OwnedFd,
     pub(crate) uid: u32,
+    /// It came through the administrator's door: it has no session, and asks for other things.
+    pub(crate) admin: bool,
     /// Requests that are not complete, or not looked at yet. Empty and without memory while the client is idle.
     input: Vec<u8>,
     output: VecDeque<Output>,
@@ -81,10 +83,11 @@ pub(crate) enum Next {
 }
 
 impl Connection {
-    pub(crate) fn new(socket: OwnedFd, uid: u32) -> Self {
+    pub(crate) fn new(socket: OwnedFd, uid: u32, admin: bool) -> Self {
         Self {
             socket,
             uid,
+            admin,
             input: Vec::new(),
             output: VecDeque::new(),
             busy: false,
@@ -273,7 +276,7 @@ mod tests {
 
     fn pair() -> (UnixStream, Connection) {
         let (client, server) = UnixStream::pair().unwrap();
-        (client, Connection::new(server.into(), 1))
+        (client, Connection::new(server.into(), 1, false))
     }
 
     fn requests(connection: &mut Connection) -> Vec<Vec<u8>> {

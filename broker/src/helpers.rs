@@ -1,16 +1,16 @@
-//! The helpers that run, and how one is reached: ask the spawner, wait until it is ready and says what the policy
-//! demands, then pass requests and match answers, oldest first.
+//! The helpers that run: wait until one is ready and says what the policy demands, then pass requests and match answers,
+//! oldest first. How one is reached is in [`crate::starter`].
 
 use bpfgate_lockdown::capabilities::mask;
+use bpfgate_lockdown::files;
 use bpfgate_protocol::INNER_VERSION;
 use bpfgate_protocol::channel::{Channel, ChannelError};
 use bpfgate_protocol::messages::helper::{FromHelper, Outcome, Sandbox, ToHelper};
-use bpfgate_protocol::messages::spawner::{FromSpawner, ToSpawner};
 use bpfgate_protocol::names::{AppName, ObjectName};
-use bpfgate_protocol::policy::{Keep, Policy, PolicyError, Sandboxing, file, needed};
+use bpfgate_protocol::policy::{Policy, Sandboxing, file, needed};
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,12 +18,12 @@ use std::time::{Duration, Instant};
 const START: Duration = Duration::from_secs(10);
 /// A load may wait for the verifier; every other request is quick.
 const ANSWER: Duration = Duration::from_secs(60);
-/// A helper that nobody uses ends, so that the next one reads the policy and its objects anew.
+/// Standalone, a helper that nobody uses ends, so that the next one reads the policy and its objects anew.
 const IDLE: Duration = Duration::from_secs(30);
+/// Behind a socket it ends by itself, as long as we do not stand in its door.
+const IDLE_BEHIND_SOCKET: Duration = Duration::from_secs(5);
 /// Until what could not be sent is tried again.
 const RETRY: Duration = Duration::from_millis(20);
-/// After a helper that did not start: 100 ms, doubled each time, at most this.
-const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// Objects of instances that are remembered for the early check.
 const MAX_INSTANCES: usize = 4096;
 
@@ -39,7 +39,9 @@ pub(crate) struct Helper<T> {
     /// The policy that it serves; the one that was read last, until it is ready.
     pub(crate) policy: Arc<Policy>,
     channel: Option<Channel>,
-    ready: bool,
+    /// How it is confined, when it is ready.
+    pub(crate) sandbox: Option<Sandbox>,
+    behind_socket: bool,
     queue: VecDeque<Request<T>>,
     waiting: VecDeque<Request<T>>,
     /// Objects by instance, as far as they are remembered.
@@ -60,18 +62,21 @@ pub(crate) enum Said<T> {
         line: Option<u32>,
         fds: Vec<OwnedFd>,
     },
+    /// It serves another policy than the file of now.
+    Outdated,
     /// It is gone or cannot be used: why, for the log.
     Lost(String),
     Nothing,
 }
 
 impl<T> Helper<T> {
-    pub(crate) fn new(app: AppName, policy: Arc<Policy>, now: Instant) -> Self {
+    pub(crate) fn new(app: AppName, policy: Arc<Policy>, behind_socket: bool, now: Instant) -> Self {
         Self {
             app,
             policy,
             channel: None,
-            ready: false,
+            sandbox: None,
+            behind_socket,
             queue: VecDeque::new(),
             waiting: VecDeque::new(),
             objects: BTreeMap::new(),
@@ -103,7 +108,7 @@ impl<T> Helper<T> {
         socket: impl Fn(&T) -> Option<BorrowedFd<'a>>,
     ) -> Result<(), String> {
         self.retry = None;
-        let Some(channel) = self.channel.as_ref().filter(|_| self.ready) else { return Ok(()) };
+        let Some(channel) = self.channel.as_ref().filter(|_| self.sandbox.is_some()) else { return Ok(()) };
         while let Some(request) = self.queue.front() {
             let fd = match request.message {
                 ToHelper::Open { .. } => match socket(&request.tag) {
@@ -150,20 +155,22 @@ impl<T> Helper<T> {
     }
 
     pub(crate) fn was_ready(&self) -> bool {
-        self.ready
+        self.sandbox.is_some()
     }
 
     pub(crate) fn is_idle(&self) -> bool {
-        self.ready && self.queue.is_empty() && self.waiting.is_empty()
+        self.was_ready() && self.queue.is_empty() && self.waiting.is_empty()
     }
 
     /// Sets the deadline anew after something happened.
     pub(crate) fn rearm(&mut self, now: Instant) {
-        self.deadline = if !self.ready {
+        self.deadline = if !self.was_ready() {
             self.deadline
         } else if !self.waiting.is_empty() {
             Some(now + ANSWER)
-        } else if self.sessions == 0 && self.policy.keep == Keep::Session {
+        } else if self.sessions == 0 && self.behind_socket {
+            Some(now + IDLE_BEHIND_SOCKET)
+        } else if self.sessions == 0 && !self.policy.keep.is_persistent() {
             Some(now + IDLE)
         } else {
             None
@@ -192,12 +199,13 @@ impl<T> Helper<T> {
         let said = match channel.recv::<FromHelper>() {
             Err(ChannelError::NotNow) => return Said::Nothing,
             Err(error) => Said::Lost(error.to_string()),
-            Ok((FromHelper::Ready { version, policy, sandbox }, _)) if !self.ready => {
+            Ok((FromHelper::Ready { version, policy, sandbox }, _)) if self.sandbox.is_none() => {
                 match self.accept(version, policy, &sandbox, directories) {
-                    Ok(()) => {
-                        self.ready = true;
+                    Ok(true) => {
+                        self.sandbox = Some(sandbox);
                         Said::Ready
                     }
+                    Ok(false) => Said::Outdated,
                     Err(why) => Said::Lost(why),
                 }
             }
@@ -211,21 +219,22 @@ impl<T> Helper<T> {
         said
     }
 
-    /// Whether a helper is what its policy demands. It may have read a newer policy than we did.
+    /// Whether a helper is what its policy demands; false if that is another policy than the file of now. It may have
+    /// read a newer one than we did.
     fn accept(
         &mut self,
         version: u32,
         digest: [u8; 32],
         sandbox: &Sandbox,
         directories: &[PathBuf],
-    ) -> Result<(), String> {
+    ) -> Result<bool, String> {
         if version != INNER_VERSION {
             return Err(format!("it speaks version {version}, not {INNER_VERSION}"));
         }
         if digest != self.policy.digest {
             match file::read(directories, &self.app) {
                 Ok(Some(policy)) if policy.digest == digest => self.policy = Arc::new(policy),
-                _ => return Err("it serves another policy than the one in force".into()),
+                _ => return Ok(false),
             }
         }
         let needed = mask(&needed(&self.policy));
@@ -235,144 +244,15 @@ impl<T> Helper<T> {
                 sandbox.capabilities, needed
             ));
         }
-        let landlock = sandbox.landlock_abi >= 3 || self.policy.require == Sandboxing::Seccomp;
+        let landlock =
+            sandbox.landlock_abi >= files::LANDLOCK as u32 || self.policy.require == Sandboxing::Seccomp;
         if !landlock || sandbox.seccomp_filters < 2 {
             return Err(format!(
                 "it is confined less than its policy demands: landlock ABI {}, {} seccomp filters; [require] sandbox says how much",
                 sandbox.landlock_abi, sandbox.seccomp_filters
             ));
         }
-        Ok(())
-    }
-}
-
-/// A policy that was read.
-type Verdict = Result<Arc<Policy>, Arc<PolicyError>>;
-
-/// What tells whether a policy file, a directory above it, or an account that it may name, is still the same.
-#[derive(PartialEq, Eq)]
-struct Stamp(Vec<(u64, u64, i64, i64, u64)>);
-
-impl Stamp {
-    /// None if no directory has a file for this app.
-    fn of(directories: &[PathBuf], app: &AppName) -> Option<Self> {
-        use std::os::unix::fs::MetadataExt;
-        // A change of mode or owner changes ctime too.
-        let look = |path: &Path| {
-            let m = path.symlink_metadata().ok()?;
-            Some((m.dev(), m.ino(), m.ctime(), m.ctime_nsec(), m.size()))
-        };
-        let name = format!("{app}.toml");
-        let file =
-            directories.iter().map(|directory| directory.join(&name)).find(|path| look(path).is_some())?;
-        let accounts = ["/etc/passwd", "/etc/group"].map(Path::new);
-        Some(Self(file.ancestors().chain(accounts).filter_map(look).collect()))
-    }
-}
-
-/// The way to new helpers.
-pub(crate) struct Starter {
-    spawner: Channel,
-    directories: Vec<PathBuf>,
-    /// The next datagram is the channel of this app's helper.
-    expected: Option<AppName>,
-    /// Policies by app, as long as their files stay as they are: whoever asks for an app makes nobody read it twice.
-    cache: BTreeMap<AppName, (Stamp, Verdict)>,
-    /// Apps whose last helper did not start: when to try again, and how long to wait after that.
-    backoff: BTreeMap<AppName, (Instant, Duration)>,
-}
-
-/// What became of a start.
-pub(crate) enum Start {
-    Connected(AppName, Channel),
-    Failed(AppName, String),
-    Nothing,
-    /// The spawner is gone: no new helper, ever.
-    Over,
-}
-
-impl Starter {
-    pub(crate) fn new(spawner: Channel, directories: Vec<PathBuf>) -> std::io::Result<Self> {
-        spawner.set_nonblocking()?;
-        Ok(Self { spawner, directories, expected: None, cache: BTreeMap::new(), backoff: BTreeMap::new() })
-    }
-
-    pub(crate) fn directories(&self) -> &[PathBuf] {
-        &self.directories
-    }
-
-    pub(crate) fn spawner(&self) -> BorrowedFd<'_> {
-        self.spawner.as_fd()
-    }
-
-    /// The policy of an app as it is on disk now; none if there is no file. A new error is logged once.
-    pub(crate) fn policy(&mut self, app: &AppName) -> Result<Option<Arc<Policy>>, Arc<PolicyError>> {
-        let Some(stamp) = Stamp::of(&self.directories, app) else { return Ok(None) };
-        if let Some((then, result)) = self.cache.get(app)
-            && *then == stamp
-        {
-            return result.clone().map(Some);
-        }
-        let result = match file::read(&self.directories, app) {
-            Ok(None) => return Ok(None),
-            Ok(Some(policy)) => Ok(Arc::new(policy)),
-            Err(error) => {
-                log::error!("the policy of {app} is not in force:\n{error}");
-                Err(Arc::new(error))
-            }
-        };
-        if self.cache.len() >= MAX_INSTANCES {
-            self.cache.clear();
-        }
-        self.cache.insert(app.clone(), (stamp, result.clone()));
-        result.map(Some)
-    }
-
-    /// Asks for a helper; false: not yet, the last one did not start.
-    pub(crate) fn start(&mut self, app: &AppName, now: Instant) -> Result<bool, String> {
-        if self.backoff.get(app).is_some_and(|(until, _)| now < *until) {
-            return Ok(false);
-        }
-        self.spawner
-            .send(&ToSpawner::Spawn { app: app.clone() }, &[])
-            .map_err(|e| format!("the spawner: {e}"))?;
         Ok(true)
-    }
-
-    pub(crate) fn succeeded(&mut self, app: &AppName) {
-        self.backoff.remove(app);
-    }
-
-    pub(crate) fn failed(&mut self, app: &AppName, now: Instant) {
-        let last = self.backoff.get(app).map_or(Duration::from_millis(50), |(_, wait)| *wait);
-        let wait = (last * 2).min(MAX_BACKOFF);
-        self.backoff.insert(app.clone(), (now + wait, wait));
-    }
-
-    pub(crate) fn receive(&mut self) -> Start {
-        if let Some(app) = &self.expected {
-            let app = app.clone();
-            return match self.spawner.take_over() {
-                Err(ChannelError::NotNow) => Start::Nothing,
-                Err(_) => Start::Over,
-                Ok(fd) => {
-                    self.expected = None;
-                    match Channel::from_fd(fd) {
-                        Ok(channel) => Start::Connected(app, channel),
-                        Err(error) => Start::Failed(app, error.to_string()),
-                    }
-                }
-            };
-        }
-        match self.spawner.recv::<FromSpawner>() {
-            Ok((FromSpawner::Spawned { app }, _)) => {
-                self.expected = Some(app);
-                self.receive()
-            }
-            Ok((FromSpawner::Failed { app, why }, _)) => Start::Failed(app, why),
-            Err(ChannelError::NotNow) => Start::Nothing,
-            Err(_) => Start::Over,
-        }
     }
 }
 
@@ -393,7 +273,8 @@ mod tests {
     /// What the broker makes of a helper that begins with these messages.
     fn said(policy: &Arc<Policy>, messages: &[FromHelper]) -> Vec<String> {
         let (ours, theirs) = Channel::pair().unwrap();
-        let mut helper: Helper<()> = Helper::new("app".parse().unwrap(), policy.clone(), Instant::now());
+        let mut helper: Helper<()> =
+            Helper::new("app".parse().unwrap(), policy.clone(), false, Instant::now());
         helper.connect(ours).unwrap();
         for message in messages {
             theirs.send(message, &[]).unwrap();
@@ -401,6 +282,7 @@ mod tests {
         let word = |said: Said<()>| match said {
             Said::Ready => "ready".to_owned(),
             Said::Lost(why) => why,
+            Said::Outdated => "another policy".to_owned(),
             Said::Answer { .. } => "answer".to_owned(),
             Said::Nothing => "nothing".to_owned(),
         };
@@ -431,7 +313,7 @@ mod tests {
         let p = policy("");
         for (message, expected) in [
             (ready(&p, INNER_VERSION, 0, 2, BPF), "confined less"),
-            (ready(&p, INNER_VERSION, 2, 2, BPF), "confined less"),
+            (ready(&p, INNER_VERSION, 1, 2, BPF), "confined less"),
             (ready(&p, INNER_VERSION, 7, 1, BPF), "confined less"),
             (ready(&p, INNER_VERSION, 7, 2, BPF | 1 << 38), "capabilities"),
             (ready(&p, INNER_VERSION, 7, 2, BPF | 1 << 21), "capabilities"),

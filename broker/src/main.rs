@@ -13,10 +13,16 @@ mod helpers;
 mod reply;
 mod seccomp;
 mod server;
+mod service;
 mod standalone;
+mod starter;
 
+use crate::server::Doors;
+use crate::starter::Starter;
 use bpfgate_lockdown::{Fatal, Step, capabilities, files, process, syscalls};
+use bpfgate_protocol::messages::helper::Sandbox;
 use bpfgate_protocol::policy::file;
+use bpfgate_systemd::manager::Manager;
 use clap::Parser;
 use std::path::{Path, PathBuf};
 
@@ -54,7 +60,7 @@ struct Arguments {
 }
 
 fn main() {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    log_lines();
     if let Err(fatal) = run(Arguments::parse()) {
         log::error!("{fatal}");
         std::process::exit(1);
@@ -65,15 +71,21 @@ fn run(mut arguments: Arguments) -> Result<(), Fatal> {
     if arguments.policies.is_empty() {
         arguments.policies = file::DIRECTORIES.iter().map(PathBuf::from).collect();
     }
-    if !arguments.standalone {
-        return Err(Fatal("say --standalone: the units for systemd are not there yet".into()));
-    }
     // As many descriptors as there may be: those that clients have not read yet count too, and the limits on
     // connections are our own.
     process::tame(u64::MAX)?;
     let audit = audit::Audit::open(arguments.audit.as_deref())?;
-    let standalone::Started { listener, spawner, user } = standalone::start(&arguments)?;
-    capabilities::keep_only(&[], Some(user))?;
+    report_policies(&arguments.policies);
+    let (doors, starter, manager, user) = if arguments.standalone {
+        let standalone::Started { listener, spawner, user } = standalone::start(&arguments)?;
+        let starter = Starter::by_spawner(spawner, arguments.policies.clone()).step("the spawner")?;
+        (Doors { clients: listener, admin: None }, starter, Manager::none(), Some(user))
+    } else {
+        let service::Started { clients, admin, manager } = service::start()?;
+        let starter = Starter::by_sockets(service::HELPERS.into(), arguments.policies.clone());
+        (Doors { clients, admin }, starter, manager, None)
+    };
+    capabilities::keep_only(&[], user)?;
     process::not_dumpable()?;
     capabilities::assert_none_in_any_thread()?;
     let below: Vec<&Path> =
@@ -86,7 +98,37 @@ fn run(mut arguments: Arguments) -> Result<(), Fatal> {
     let mut allow: Vec<_> = below.iter().map(|path| files::Allow::Below(path)).collect();
     allow.push(files::Allow::Below(Path::new("/etc")));
     let landlock_abi = files::restrict(&allow, files::Demand::Full)?;
-    let filters = syscalls::restrict(&seccomp::rows())?;
-    log::info!("uid {}, no capability, landlock ABI {landlock_abi}, {filters} seccomp filters", user.uid);
-    server::Server::new(&arguments, listener, spawner, audit).step("starting to serve")?.run()
+    let uid = nix::unistd::geteuid();
+    let seccomp_filters = syscalls::restrict(&seccomp::rows(!arguments.standalone))?;
+    let sandbox = Sandbox { landlock_abi, seccomp_filters, capabilities: 0 };
+    log::info!("uid {uid}, no capability, landlock ABI {landlock_abi}, {seccomp_filters} seccomp filters");
+    server::Server::new(&arguments, doors, starter, manager, audit, sandbox).step("starting to serve")?.run()
+}
+
+/// Says of every policy that is not in force why, before the first client asks.
+fn report_policies(directories: &[PathBuf]) {
+    for app in file::apps(directories) {
+        match file::read(directories, &app) {
+            Ok(_) => {}
+            Err(error) => log::error!("the policy of {app} is not in force:\n{error}"),
+        }
+    }
+}
+
+/// Under a service manager lines begin with their priority, and the journal knows the time.
+fn log_lines() {
+    use std::io::Write;
+    let mut builder = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"));
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        builder.format(|out, record| {
+            let priority = match record.level() {
+                log::Level::Error => 3,
+                log::Level::Warn => 4,
+                log::Level::Info => 6,
+                log::Level::Debug | log::Level::Trace => 7,
+            };
+            record.args().to_string().lines().try_for_each(|line| writeln!(out, "<{priority}>{line}"))
+        });
+    }
+    builder.init();
 }

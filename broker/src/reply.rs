@@ -1,10 +1,13 @@
 //! From outcomes to the bytes that a client reads.
 
-use bpfgate_protocol::INTERFACE;
+use bpfgate_protocol::hooks::Capability;
 use bpfgate_protocol::inspect::map_type_name;
 use bpfgate_protocol::messages::Bytes;
-use bpfgate_protocol::messages::helper::{InstanceInfo, LinkInfo, MapInfo, Outcome, ProgramInfo};
+use bpfgate_protocol::messages::helper::{InstanceInfo, LinkInfo, MapInfo, Outcome, ProgramInfo, Sandbox};
+use bpfgate_protocol::names::AppName;
+use bpfgate_protocol::policy::Policy;
 use bpfgate_protocol::refusal::{Class, Refusal, printable};
+use bpfgate_protocol::{ADMIN_INTERFACE, INTERFACE};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -55,13 +58,14 @@ pub(crate) fn refusal(refusal: &Refusal, request: &str, log: &str) -> Vec<u8> {
 }
 
 /// `GetInfo`.
-pub(crate) fn info() -> Vec<u8> {
+pub(crate) fn info(admin: bool) -> Vec<u8> {
+    let interface = if admin { "io.bpfgate.Admin" } else { "io.bpfgate" };
     parameters(&json!({
         "vendor": "bpfgate",
         "product": "bpfgate",
         "version": env!("CARGO_PKG_VERSION"),
         "url": "https://github.com/bpfgate/bpfgate",
-        "interfaces": ["io.bpfgate", "org.varlink.service"],
+        "interfaces": [interface, "org.varlink.service"],
     }))
 }
 
@@ -69,6 +73,7 @@ pub(crate) fn info() -> Vec<u8> {
 pub(crate) fn description(interface: &str) -> Vec<u8> {
     match interface {
         "io.bpfgate" => parameters(&json!({ "description": INTERFACE })),
+        "io.bpfgate.Admin" => parameters(&json!({ "description": ADMIN_INTERFACE })),
         "org.varlink.service" => parameters(&json!({ "description": SERVICE })),
         other => {
             standard("org.varlink.service.InterfaceNotFound", &json!({ "interface": printable(other, 100) }))
@@ -100,11 +105,61 @@ pub(crate) fn outcome(outcome: &Outcome) -> Vec<u8> {
                 json!({ "entries": entries, "cursor": hex(cursor) })
             }
         }
+        Outcome::Survey { sessions, instances } => {
+            let instances: Vec<Value> = instances.iter().map(|i| instance(i, &mut fds)).collect();
+            json!({ "sessions": sessions, "instances": instances })
+        }
         Outcome::Instances(instances) => {
             let instances: Vec<Value> = instances.iter().map(|i| instance(i, &mut fds)).collect();
             json!({ "instances": instances })
         }
     })
+}
+
+/// What the administrator is told of a helper.
+pub(crate) struct HelperStatus<'a> {
+    pub(crate) app: &'a AppName,
+    pub(crate) policy: &'a Policy,
+    pub(crate) sessions: u32,
+    /// None: it is starting.
+    pub(crate) sandbox: Option<&'a Sandbox>,
+}
+
+fn sandbox(sandbox: &Sandbox) -> Value {
+    let has = |c: &&Capability| sandbox.capabilities & (1 << c.bit()) != 0;
+    let capabilities: Vec<&str> = Capability::ALL.iter().filter(has).map(|c| c.name()).collect();
+    json!({
+        "landlock_abi": sandbox.landlock_abi,
+        "seccomp_filters": sandbox.seccomp_filters,
+        "capabilities": capabilities,
+    })
+}
+
+/// `Status` of the administrator's interface.
+pub(crate) fn status<'a>(
+    uptime: u64,
+    connections: usize,
+    own: &Sandbox,
+    helpers: impl Iterator<Item = HelperStatus<'a>>,
+) -> Vec<u8> {
+    let helper = |helper: HelperStatus<'_>| {
+        let mut value = json!({
+            "app": helper.app,
+            "policy": helper.policy.file,
+            "sessions": helper.sessions,
+        });
+        if let Some(its) = helper.sandbox {
+            value["sandbox"] = sandbox(its);
+        }
+        value
+    };
+    parameters(&json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "uptime": uptime,
+        "connections": connections,
+        "sandbox": sandbox(own),
+        "helpers": helpers.map(helper).collect::<Vec<_>>(),
+    }))
 }
 
 struct Counter(usize);

@@ -1,4 +1,5 @@
-//! The system calls of the broker, each with its reason. No bpf(2), no exec, no fork, no new socket.
+//! The system calls of the broker, each with its reason. No bpf(2), no exec, no fork; a new socket only under a service
+//! manager, where helpers are behind sockets, and then a Unix socket.
 
 use bpfgate_lockdown::row;
 use bpfgate_lockdown::syscalls::{Row, When};
@@ -7,9 +8,10 @@ const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
 #[allow(clippy::cast_possible_truncation)] // an ioctl number has 32 bits
 const TIOCOUTQ: u32 = libc::TIOCOUTQ as u32;
 
+/// The list; `service` adds the way to helpers behind sockets.
 #[rustfmt::skip]
-pub(crate) fn rows() -> Vec<Row> {
-    vec![
+pub(crate) fn rows(service: bool) -> Vec<Row> {
+    let mut rows = vec![
         row!(epoll_wait, SYS_epoll_wait, When::Always, "the loop"),
         row!(epoll_ctl, SYS_epoll_ctl, When::Always, "the loop"),
         row!(epoll_create1, SYS_epoll_create1, When::Always, "the loop"),
@@ -50,7 +52,14 @@ pub(crate) fn rows() -> Vec<Row> {
         row!(gettid, SYS_gettid, When::Always, "abort"),
         row!(tgkill, SYS_tgkill, When::Always, "abort"),
         row!(exit_group, SYS_exit_group, When::Always, "the end of the process"),
-    ]
+    ];
+    if service {
+        rows.extend([
+            row!(socket, SYS_socket, When::OneOf(0, &[libc::AF_UNIX as u32]), "to helpers, which are behind sockets"),
+            row!(connect, SYS_connect, When::Always, "to helpers; it can make no other than Unix sockets"),
+        ]);
+    }
+    rows
 }
 
 #[cfg(test)]
@@ -59,18 +68,20 @@ mod tests {
 
     #[test]
     fn every_call_has_its_reason_and_the_list_compiles() {
-        let rows = rows();
-        assert!(rows.iter().all(|row| row.why.len() > 3), "a row without a reason");
-        bpfgate_lockdown::syscalls::compile(&rows).unwrap();
+        for service in [false, true] {
+            let rows = rows(service);
+            assert!(rows.iter().all(|row| row.why.len() > 3), "a row without a reason");
+            bpfgate_lockdown::syscalls::compile(&rows).unwrap();
+        }
     }
 
     #[test]
-    fn nothing_is_executed_and_no_socket_is_made() {
-        for name in [
-            "execve", "execveat", "socket", "connect", "ptrace", "clone3", "unshare", "setns", "mount",
-            "keyctl",
-        ] {
-            assert!(rows().iter().all(|row| row.name != name), "{name}");
+    fn nothing_is_executed_and_standalone_no_socket_is_made() {
+        for name in
+            ["execve", "execveat", "ptrace", "clone3", "fork", "unshare", "setns", "mount", "keyctl", "bpf"]
+        {
+            assert!(rows(true).iter().all(|row| row.name != name), "{name}");
         }
+        assert!(rows(false).iter().all(|row| !["socket", "connect"].contains(&row.name)));
     }
 }

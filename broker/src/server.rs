@@ -4,17 +4,19 @@ use crate::Arguments;
 use crate::audit::{Audit, Record};
 use crate::call::{Call, Frame, Misunderstood, subject};
 use crate::connection::{Connection, End, MAX_REQUEST, Next, Session};
-use crate::helpers::{Helper, Request, Said, Start, Starter};
+use crate::helpers::{Helper, Request, Said};
 use crate::reply;
+use crate::starter::{Attempt, Start, Starter};
 use bpfgate_lockdown::{Fatal, Step};
 use bpfgate_protocol::authorize::{Permit, authorize};
-use bpfgate_protocol::channel::{Channel, send_stream};
+use bpfgate_protocol::channel::send_stream;
 use bpfgate_protocol::identity::Peer;
 use bpfgate_protocol::messages::SessionId;
-use bpfgate_protocol::messages::helper::{Outcome, ToHelper, Verb};
+use bpfgate_protocol::messages::helper::{Outcome, Sandbox, ToHelper, Verb};
 use bpfgate_protocol::names::AppName;
 use bpfgate_protocol::policy::{Policy, Right};
 use bpfgate_protocol::refusal::{Class, Refusal, printable};
+use bpfgate_systemd::manager::Manager;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{Backlog, getsockopt, listen, sockopt};
@@ -26,8 +28,23 @@ use std::time::Instant;
 
 /// Names of event sources. Numbers of connections and helpers are given once, so that a late event is never taken for
 /// one of a successor.
-const LISTENER: u64 = 0;
+const CLIENTS: u64 = 0;
 const SPAWNER: u64 = 1;
+const ADMIN: u64 = 2;
+
+/// The sockets that we listen on.
+pub(crate) struct Doors {
+    pub(crate) clients: OwnedFd,
+    pub(crate) admin: Option<OwnedFd>,
+}
+
+/// One of them.
+struct Door {
+    listener: UnixListener,
+    name: u64,
+    /// Epoll knows it: nobody is let in while there are too many.
+    open: bool,
+}
 
 /// What a request in the helper's hands is about.
 pub(crate) struct Tag {
@@ -46,8 +63,10 @@ struct Asker {
 
 pub(crate) struct Server {
     epoll: Epoll,
-    listener: UnixListener,
-    accepting: bool,
+    doors: Vec<Door>,
+    manager: Manager,
+    pub(crate) sandbox: Sandbox,
+    pub(crate) started: Instant,
     starter: Starter,
     audit: Audit,
     connections: HashMap<u64, Connection>,
@@ -66,19 +85,30 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) fn new(
         arguments: &Arguments,
-        listener: OwnedFd,
-        spawner: Channel,
+        doors: Doors,
+        starter: Starter,
+        manager: Manager,
         audit: Audit,
+        sandbox: Sandbox,
     ) -> std::io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let starter = Starter::new(spawner, arguments.policies.clone())?;
-        epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
-        epoll.add(starter.spawner(), EpollEvent::new(EpollFlags::EPOLLIN, SPAWNER))?;
-        listen(&listener, Backlog::MAXCONN)?;
+        let mut all = Vec::new();
+        for (name, listener) in [(CLIENTS, Some(doors.clients)), (ADMIN, doors.admin)] {
+            let Some(listener) = listener else { continue };
+            epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, name))?;
+            listen(&listener, Backlog::MAXCONN)?;
+            all.push(Door { listener: listener.into(), name, open: true });
+        }
+        if let Some(spawner) = starter.spawner() {
+            epoll.add(spawner, EpollEvent::new(EpollFlags::EPOLLIN, SPAWNER))?;
+        }
+        manager.ready("serving")?;
         Ok(Self {
             epoll,
-            listener: listener.into(),
-            accepting: true,
+            doors: all,
+            manager,
+            sandbox,
+            started: Instant::now(),
             starter,
             audit,
             connections: HashMap::new(),
@@ -88,7 +118,7 @@ impl Server {
             per_user: HashMap::new(),
             max_connections: arguments.max_connections as usize,
             max_per_user: arguments.max_connections_per_user,
-            last_number: SPAWNER,
+            last_number: ADMIN,
             ready: VecDeque::new(),
             buffer: vec![0; MAX_REQUEST],
         })
@@ -104,7 +134,7 @@ impl Server {
             };
             for event in &events[..count] {
                 match event.data() {
-                    LISTENER => self.accept(),
+                    door @ (CLIENTS | ADMIN) => self.accept(door),
                     SPAWNER => self.started()?,
                     number if self.helpers.contains_key(&number) => self.helper_says(number)?,
                     number => self.client_says(number, event.events())?,
@@ -125,13 +155,17 @@ impl Server {
         }
         let client = self.deadlines.first().map(|(at, _)| *at);
         let helper = self.helpers.values().flat_map(|h| h.deadline().into_iter().chain(h.retry())).min();
-        let Some(next) = client.into_iter().chain(helper).min() else { return EpollTimeout::NONE };
+        let beat = self.manager.next_beat();
+        let Some(next) = client.into_iter().chain(helper).chain(beat).min() else {
+            return EpollTimeout::NONE;
+        };
         let wait = next.saturating_duration_since(Instant::now()).as_millis() + 1;
         EpollTimeout::try_from(i32::try_from(wait).unwrap_or(i32::MAX)).unwrap_or(EpollTimeout::NONE)
     }
 
     fn look_at_the_clock(&mut self) -> Result<(), Fatal> {
         let now = Instant::now();
+        self.manager.beat(now).step("the service manager")?;
         while let Some(&(at, number)) = self.deadlines.first().filter(|(at, _)| *at <= now) {
             self.deadlines.remove(&(at, number));
             let Some(connection) = self.connections.get_mut(&number) else { continue };
@@ -173,14 +207,16 @@ impl Server {
 
     // ---- clients ----
 
-    fn accept(&mut self) {
+    fn accept(&mut self, name: u64) {
         // A few at a time, so that a crowd at the door keeps nobody inside waiting.
         for _ in 0..64 {
-            if self.connections.len() >= self.max_connections {
-                self.accepting = self.epoll.delete(&self.listener).is_err();
+            let Some(door) = self.doors.iter_mut().find(|door| door.name == name) else { return };
+            // The administrator gets in, however many clients there are.
+            if self.connections.len() >= self.max_connections && name == CLIENTS {
+                door.open = self.epoll.delete(&door.listener).is_err();
                 return;
             }
-            let Ok((stream, _)) = self.listener.accept() else { return };
+            let Ok((stream, _)) = door.listener.accept() else { return };
             let Ok(credentials) = getsockopt(&stream, sockopt::PeerCredentials) else { continue };
             let uid = credentials.uid();
             let count = self.per_user.entry(uid).or_default();
@@ -192,7 +228,7 @@ impl Server {
             }
             *count += 1;
             let number = self.number();
-            let connection = Connection::new(stream.into(), uid);
+            let connection = Connection::new(stream.into(), uid, name == ADMIN);
             let event = EpollEvent::new(connection.interest, number);
             if self.epoll.add(connection.socket(), event).is_ok() {
                 self.connections.insert(number, connection);
@@ -222,9 +258,9 @@ impl Server {
                 self.per_user.remove(&uid);
             }
         }
-        if !self.accepting {
-            let event = EpollEvent::new(EpollFlags::EPOLLIN, LISTENER);
-            self.accepting = self.epoll.add(&self.listener, event).is_ok();
+        for door in self.doors.iter_mut().filter(|door| !door.open) {
+            let event = EpollEvent::new(EpollFlags::EPOLLIN, door.name);
+            door.open = self.epoll.add(&door.listener, event).is_ok();
         }
     }
 
@@ -347,8 +383,22 @@ impl Server {
             }
         };
         let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
-        let plain = match frame.call() {
-            Ok(Call::Info) => reply::info(),
+        let plain = match frame.call(connection.admin) {
+            Ok(Call::Info) => reply::info(connection.admin),
+            Ok(Call::Status) => {
+                let status = self.status();
+                let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
+                if !frame.oneway {
+                    connection.push(status, Vec::new());
+                }
+                return Ok(());
+            }
+            Ok(Call::Instances { app }) => {
+                return match self.survey(number, &app, frame.oneway) {
+                    Ok(()) => Ok(()),
+                    Err(refusal) => self.refuse(number, &refusal, frame.oneway, "Survey", app.as_str(), None),
+                };
+            }
             Ok(Call::Description { interface }) => reply::description(&interface),
             Err(Misunderstood::Standard(name, parameters)) => reply::standard(name, &parameters),
             Err(Misunderstood::Refusal(refusal)) => {
@@ -455,12 +505,53 @@ impl Server {
         Ok(())
     }
 
+    /// Asks a helper what it has, for the administrator. One that does not run is started, if it is behind a socket.
+    fn survey(&mut self, number: u64, app: &AppName, oneway: bool) -> Result<(), Refusal> {
+        let policy = match self.starter.policy(app) {
+            Ok(Some(policy)) => policy,
+            Ok(None) => return Err(Refusal::denied("there is no policy for this app")),
+            Err(error) => return Err(Refusal::denied(error.lines().join("; "))),
+        };
+        if !self.helper_of.contains_key(app) {
+            self.start_helper(app, &policy, Instant::now())?;
+        }
+        let request = self.audit.request_id();
+        let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
+        let peer = Peer::of(connection.socket()).map_err(|error| Refusal::denied(error.to_string()))?;
+        connection.busy = true;
+        let helper = self.helper_of[app];
+        let tag = Tag {
+            asker: Some(Asker { connection: number, peer, request, oneway }),
+            subject: app.to_string(),
+        };
+        if let Some(entry) = self.helpers.get_mut(&helper) {
+            entry.push(Request { message: ToHelper::Survey, tag });
+        }
+        self.pass_on(helper);
+        Ok(())
+    }
+
+    /// What runs, for the administrator.
+    fn status(&self) -> Vec<u8> {
+        let helpers = self.helpers.values().map(|helper| reply::HelperStatus {
+            app: &helper.app,
+            policy: &helper.policy,
+            sessions: helper.sessions,
+            sandbox: helper.sandbox.as_ref(),
+        });
+        let uptime = self.started.elapsed().as_secs();
+        reply::status(uptime, self.connections.len(), &self.sandbox, helpers)
+    }
+
     /// A helper serves the policy that it read at its start. If the file is another one by now, it ends with its last
     /// session, and takes no new ones.
     fn make_way(&mut self, app: &AppName, policy: &Policy) -> Result<(), Refusal> {
         let Some(&number) = self.helper_of.get(app) else { return Ok(()) };
         match self.helpers.get(&number) {
             Some(helper) if helper.policy.digest != policy.digest && helper.was_ready() => {
+                if self.starter.has_sockets() {
+                    return Err(outdated());
+                }
                 if helper.sessions > 0 {
                     let why = "the policy of this app was changed; its helper ends when the sessions of before have ended";
                     return Err(Refusal::new(Class::Busy, why));
@@ -474,9 +565,10 @@ impl Server {
     }
 
     fn start_helper(&mut self, app: &AppName, policy: &Arc<Policy>, now: Instant) -> Result<(), Refusal> {
-        match self.starter.start(app, now) {
-            Ok(true) => {}
-            Ok(false) => {
+        let channel = match self.starter.start(app, now) {
+            Ok(Attempt::Asked) => None,
+            Ok(Attempt::Connected(channel)) => Some(channel),
+            Ok(Attempt::NotYet) => {
                 let why = "the helper of this app did not start a moment ago; the broker's log says why; try again in some seconds";
                 return Err(Refusal::helper(why));
             }
@@ -486,9 +578,17 @@ impl Server {
                     "the helper of this app cannot be started; the broker's log says why",
                 ));
             }
-        }
+        };
         let number = self.number();
-        self.helpers.insert(number, Helper::new(app.clone(), policy.clone(), now));
+        let mut helper = Helper::new(app.clone(), policy.clone(), self.starter.has_sockets(), now);
+        if let Some(channel) = channel {
+            let event = EpollEvent::new(EpollFlags::EPOLLIN, number);
+            let added = self.epoll.add(&channel, event).map_err(std::io::Error::from);
+            if let Err(error) = added.and_then(|()| helper.connect(channel)) {
+                return Err(Refusal::helper(format!("the helper of this app cannot be waited for: {error}")));
+            }
+        }
+        self.helpers.insert(number, helper);
         self.helper_of.insert(app.clone(), number);
         Ok(())
     }
@@ -561,6 +661,10 @@ impl Server {
                 Ok(())
             }
             Said::Lost(why) => self.lost(number, &why),
+            Said::Outdated if self.starter.has_sockets() => {
+                self.lost_because(number, "it serves the policy of before", &outdated())
+            }
+            Said::Outdated => self.lost(number, "it serves another policy than the one in force"),
             Said::Answer { request, outcome, line, fds } => {
                 self.answered(number, request, outcome, line, fds)?;
                 self.pass_on(number);
@@ -631,14 +735,20 @@ impl Server {
 
     /// A helper that is gone, and with it everything its sessions had: they end, each with an answer.
     fn lost(&mut self, number: u64, why: &str) -> Result<(), Fatal> {
+        if let Some(helper) = self.helpers.get(&number).filter(|helper| !helper.was_ready()) {
+            self.starter.failed(&helper.app, Instant::now());
+        }
+        let place = if self.starter.has_sockets() { "journal of its unit" } else { "broker's log" };
+        let refusal = Refusal::helper(format!(
+            "the helper of this app has ended or did not start; the {place} says why"
+        ));
+        self.lost_because(number, why, &refusal)
+    }
+
+    fn lost_because(&mut self, number: u64, why: &str, refusal: &Refusal) -> Result<(), Fatal> {
         let Some(helper) = self.forget_helper(number) else { return Ok(()) };
         let app = helper.app.clone();
         log::error!("helper of {app}: {why}");
-        if !helper.was_ready() {
-            self.starter.failed(&app, Instant::now());
-        }
-        let refusal =
-            Refusal::helper("the helper of this app has ended or did not start; the broker's log says why");
         for Request { message, tag } in helper.into_requests() {
             let Some(Asker { connection, peer, request, oneway }) = tag.asker else { continue };
             let mut record = Record::of(&peer, &request, message.row().name, &tag.subject);
@@ -648,7 +758,7 @@ impl Server {
             if let Some(entry) = self.connections.get_mut(&connection)
                 && !oneway
             {
-                entry.push(reply::refusal(&refusal, &request, ""), Vec::new());
+                entry.push(reply::refusal(refusal, &request, ""), Vec::new());
             }
         }
         let is_its =
@@ -664,6 +774,13 @@ impl Server {
         }
         Ok(())
     }
+}
+
+/// The file is not what the running helper has read.
+fn outdated() -> Refusal {
+    let why =
+        "the policy of this app was changed and is not in force yet: `bpfgate policy apply` puts it in force";
+    Refusal::new(Class::Busy, why)
 }
 
 /// The early check: the same one that the helper makes, to answer at once and to say why. What it cannot know here

@@ -317,7 +317,7 @@ fn default_socket() -> PathBuf {
 }
 
 /// Not `UnixStream::connect`, which waits for ever while the broker's queue is full.
-fn dial(path: &Path) -> io::Result<UnixStream> {
+pub(crate) fn dial(path: &Path) -> io::Result<UnixStream> {
     let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     setsockopt(&fd, sockopt::SendTimeout, &TimeVal::seconds(SEND_TIMEOUT_SECONDS))?;
     match connect(fd.as_raw_fd(), &UnixAddr::new(path)?) {

@@ -21,6 +21,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `client` | [`Client`]: one method per method of the interface |
+//! | [`admin`] | what runs, for the administrator |
 //! | `transport` | Varlink over a Unix stream socket, descriptors by `SCM_RIGHTS` |
 //! | `map`, `mapping`, [`ringbuf`] | what can be done with the descriptor of a map |
 //! | [`exec`] | start another program with map descriptors and a filter on bpf(2) |
@@ -32,6 +33,7 @@
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("ring buffer positions are `unsigned long`: only 64-bit targets are supported");
 
+pub mod admin;
 mod client;
 mod cpus;
 mod error;

@@ -12,6 +12,7 @@ use bpfgate_protocol::names::{InterfaceName, ProgramName};
 use bpfgate_protocol::policy::{Direction, Hook, XdpMode};
 use bpfgate_protocol::refusal::Refusal;
 use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -27,6 +28,32 @@ impl From<OwnedFd> for Attached {
     }
 }
 
+/// How a hook is attached: the kernel's attach type and flags. A link that was made in another way than the policy
+/// says now is another link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Way {
+    attach_type: u32,
+    flags: u32,
+}
+
+impl Way {
+    pub(crate) fn of(hook: &Hook) -> Self {
+        let (attach_type, flags) = match hook {
+            Hook::Xdp { mode: XdpMode::Native, .. } => (attach::XDP, uapi::XDP_DRV_MODE),
+            Hook::Xdp { mode: XdpMode::Generic, .. } => (attach::XDP, uapi::XDP_SKB_MODE),
+            Hook::Xdp { mode: XdpMode::Any, .. } => (attach::XDP, 0),
+            Hook::Tcx { direction: Direction::Ingress, .. } => (attach::TCX_INGRESS, 0),
+            Hook::Tcx { direction: Direction::Egress, .. } => (attach::TCX_EGRESS, 0),
+            Hook::CgroupSkb { direction: Direction::Ingress, .. } => (attach::CGROUP_INET_INGRESS, 0),
+            Hook::CgroupSkb { direction: Direction::Egress, .. } => (attach::CGROUP_INET_EGRESS, 0),
+            Hook::Tracepoint { .. } => (attach::PERF_EVENT, 0),
+            Hook::Uprobe { at_return: true, .. } => (0, uapi::UPROBE_MULTI_RETURN),
+            Hook::Uprobe { .. } | Hook::RawTracepoint { .. } | Hook::SocketFilter => (0, 0),
+        };
+        Self { attach_type, flags }
+    }
+}
+
 pub(crate) fn attach(
     inventory: &mut Inventory,
     loader: &mut Loader,
@@ -34,32 +61,16 @@ pub(crate) fn attach(
     program: BorrowedFd<'_>,
 ) -> Result<Attached, Refusal> {
     let rule = permit.rule();
+    let Way { attach_type, flags } = Way::of(&rule.hook);
     match (&rule.hook, permit.target()) {
-        (Hook::Xdp { mode, .. }, Target::Interface(name)) => {
-            let flags = match mode {
-                XdpMode::Native => uapi::XDP_DRV_MODE,
-                XdpMode::Generic => uapi::XDP_SKB_MODE,
-                XdpMode::Any => 0,
-            };
+        (Hook::Xdp { .. } | Hook::Tcx { .. }, Target::Interface(name)) => {
             let index = interface(inventory, name)?;
-            link(&rule.program, permit.target(), bpf::link_create(program, index, attach::XDP, flags))
+            link(&rule.program, permit.target(), bpf::link_create(program, index, attach_type, flags))
         }
-        (Hook::Tcx { direction, .. }, Target::Interface(name)) => {
-            let attach_type = match direction {
-                Direction::Ingress => attach::TCX_INGRESS,
-                Direction::Egress => attach::TCX_EGRESS,
-            };
-            let index = interface(inventory, name)?;
-            link(&rule.program, permit.target(), bpf::link_create(program, index, attach_type, 0))
-        }
-        (Hook::CgroupSkb { direction, .. }, Target::Cgroup(path)) => {
-            let attach_type = match direction {
-                Direction::Ingress => attach::CGROUP_INET_INGRESS,
-                Direction::Egress => attach::CGROUP_INET_EGRESS,
-            };
+        (Hook::CgroupSkb { .. }, Target::Cgroup(path)) => {
             let cgroup = opened(&inventory.cgroups, path)?;
             let target = cgroup.as_raw_fd().cast_unsigned();
-            link(&rule.program, permit.target(), bpf::link_create(program, target, attach_type, 0))
+            link(&rule.program, permit.target(), bpf::link_create(program, target, attach_type, flags))
         }
         (Hook::RawTracepoint { .. }, Target::Event(event)) => {
             let name = c_string(event.as_str())?;
@@ -74,11 +85,8 @@ pub(crate) fn attach(
                 )));
             };
             let target = free.as_raw_fd().cast_unsigned();
-            let made = link(
-                &rule.program,
-                permit.target(),
-                bpf::link_create(program, target, attach::PERF_EVENT, 0),
-            );
+            let made =
+                link(&rule.program, permit.target(), bpf::link_create(program, target, attach_type, flags));
             match made {
                 Ok(attached) => Ok(Attached { event: Some(free), ..attached }),
                 Err(refusal) => {
@@ -87,12 +95,11 @@ pub(crate) fn attach(
                 }
             }
         }
-        (Hook::Uprobe { at_return, .. }, Target::Symbol { binary, symbol }) => {
+        (Hook::Uprobe { .. }, Target::Symbol { binary, symbol }) => {
             let file = opened(&inventory.binaries, binary)?;
             let offsets = loading::symbols(loader, file, vec![symbol.clone()])?;
             // The file that was opened at the start, whatever stands at its path by now.
             let path = c_string(&format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-            let flags = if *at_return { uapi::UPROBE_MULTI_RETURN } else { 0 };
             link(&rule.program, permit.target(), bpf::uprobe_link(program, &path, &offsets, flags))
         }
         // The permit pairs hooks with their targets.

@@ -5,9 +5,10 @@
 use bpfgate_bpf::{self as bpf, PossibleCpus};
 use bpfgate_lockdown::{Fatal, Step};
 use bpfgate_protocol::names::{AbsolutePath, EventName, ObjectName};
-use bpfgate_protocol::policy::object::approve;
+use bpfgate_protocol::policy::object::{Approved, approve};
 use bpfgate_protocol::policy::{Hook, Policy};
 use bpfgate_protocol::refusal::Refusal;
+use bpfgate_systemd::manager::Named;
 use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::sys::stat::Mode;
@@ -19,22 +20,57 @@ const EVENTS: usize = 4;
 
 type Opened<T> = Result<T, Refusal>;
 
+/// What root opened before this process started ([`crate::prepare`]), by name.
+#[derive(Default)]
+pub(crate) struct Prepared(BTreeMap<String, Vec<OwnedFd>>);
+
+impl Prepared {
+    /// The name of a tracepoint's perf events. Names go without `:`.
+    pub(crate) fn event(event: &EventName) -> String {
+        format!("event {}", event.as_str().replace(':', "/"))
+    }
+
+    /// The name of a binary.
+    pub(crate) fn binary(path: &AbsolutePath) -> String {
+        format!("binary {path}")
+    }
+
+    /// Takes what is prepared out of all that was handed over.
+    pub(crate) fn of(named: Vec<Named>) -> (Self, Vec<Named>) {
+        let (mut prepared, mut rest) = (Self::default(), Vec::new());
+        for Named { name, fd } in named {
+            if name.starts_with("event ") || name.starts_with("binary ") {
+                prepared.0.entry(name).or_default().push(fd);
+            } else {
+                rest.push(Named { name, fd });
+            }
+        }
+        (prepared, rest)
+    }
+
+    fn take(&mut self, name: &str) -> Option<Vec<OwnedFd>> {
+        self.0.remove(name)
+    }
+}
+
 /// What a policy names.
 pub(crate) struct Inventory {
     /// Sealed copies of approved objects.
-    pub(crate) objects: BTreeMap<ObjectName, Opened<OwnedFd>>,
+    pub(crate) objects: BTreeMap<ObjectName, Opened<Approved>>,
     pub(crate) cgroups: BTreeMap<AbsolutePath, Opened<OwnedFd>>,
     pub(crate) binaries: BTreeMap<AbsolutePath, Opened<OwnedFd>>,
     /// Perf events that no program is attached to.
     pub(crate) tracepoints: BTreeMap<EventName, Opened<Vec<OwnedFd>>>,
     /// A socket of the network namespace that links are made in.
     pub(crate) network: OwnedFd,
+    /// Which network namespace that is: links to interfaces are of one.
+    pub(crate) network_id: (u64, u64),
     /// Possible CPUs: what per-CPU maps have values for.
     pub(crate) cpus: PossibleCpus,
 }
 
 impl Inventory {
-    pub(crate) fn open(policy: &Policy) -> Result<Self, Fatal> {
+    pub(crate) fn open(policy: &Policy, mut prepared: Prepared) -> Result<Self, Fatal> {
         let network =
             socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).step("a socket")?;
         let mut inventory = Self {
@@ -43,18 +79,19 @@ impl Inventory {
             binaries: BTreeMap::new(),
             tracepoints: BTreeMap::new(),
             network,
+            network_id: network_id(policy)?,
             cpus: PossibleCpus::read().step("reading the possible CPUs")?,
         };
         for (name, object) in &policy.objects {
             inventory.objects.insert(name.clone(), told(policy, object.line, approve(name, object)));
             for rule in &object.programs {
-                inventory.open_targets(policy, rule.line, &rule.hook);
+                inventory.open_targets(policy, rule.line, &rule.hook, &mut prepared);
             }
         }
         Ok(inventory)
     }
 
-    fn open_targets(&mut self, policy: &Policy, line: u32, hook: &Hook) {
+    fn open_targets(&mut self, policy: &Policy, line: u32, hook: &Hook, prepared: &mut Prepared) {
         match hook {
             Hook::CgroupSkb { cgroups, .. } => {
                 for path in cgroups {
@@ -64,13 +101,15 @@ impl Inventory {
                 }
             }
             Hook::Uprobe { binary, .. } => {
-                let opened =
-                    told(policy, line, open_path(binary, "binary", OFlag::O_RDONLY | OFlag::O_NONBLOCK));
-                self.binaries.insert(binary.clone(), opened);
+                let there = prepared.take(&Prepared::binary(binary)).and_then(|mut fds| fds.pop());
+                let opened = there.map_or_else(|| open_binary(binary), Ok);
+                self.binaries.insert(binary.clone(), told(policy, line, opened));
             }
             Hook::Tracepoint { events } => {
                 for event in events {
-                    self.tracepoints.insert(event.clone(), told(policy, line, open_tracepoint(event)));
+                    let opened = prepared.take(&Prepared::event(event));
+                    let opened = opened.map_or_else(|| open_tracepoint(event), Ok);
+                    self.tracepoints.insert(event.clone(), told(policy, line, opened));
                 }
             }
             // Resolved when they are attached to: an interface may come later.
@@ -87,6 +126,25 @@ fn told<T>(policy: &Policy, line: u32, opened: Opened<T>) -> Opened<T> {
     })
 }
 
+/// The network namespace that this process is in, which has to be the one that the policy names.
+fn network_id(policy: &Policy) -> Result<(u64, u64), Fatal> {
+    let id = |path: &str| nix::sys::stat::stat(path).map(|stat| (stat.st_dev, stat.st_ino));
+    let here = id("/proc/self/ns/net").step("/proc/self/ns/net")?;
+    if let Some(path) = &policy.netns
+        && id(path.as_str()).step(&format!("netns {path}"))? != here
+    {
+        return Err(Fatal(format!(
+            "the policy is for network namespace {path}, and this process is in another one: under systemd \
+             `bpfgate policy apply` writes NetworkNamespacePath=; a standalone broker is started inside of it"
+        )));
+    }
+    Ok(here)
+}
+
+pub(crate) fn open_binary(path: &AbsolutePath) -> Opened<OwnedFd> {
+    open_path(path, "binary", OFlag::O_RDONLY | OFlag::O_NONBLOCK)
+}
+
 fn open_path(path: &AbsolutePath, what: &str, flags: OFlag) -> Opened<OwnedFd> {
     open(path.as_str(), flags | OFlag::O_CLOEXEC, Mode::empty()).map_err(|errno| {
         let why = format!("the {what} {path} could not be opened when the helper started: {}", errno.desc());
@@ -95,7 +153,7 @@ fn open_path(path: &AbsolutePath, what: &str, flags: OFlag) -> Opened<OwnedFd> {
 }
 
 /// The tracepoint's number can be read, and its events be made, only by root: this is before the drop.
-fn open_tracepoint(event: &EventName) -> Opened<Vec<OwnedFd>> {
+pub(crate) fn open_tracepoint(event: &EventName) -> Opened<Vec<OwnedFd>> {
     let unsupported = |why: String| Refusal::unsupported(format!("tracepoint {event} {why}"));
     let place = event.as_str().replace(':', "/");
     let read = |root: &str| std::fs::read_to_string(format!("{root}/events/{place}/id"));

@@ -70,14 +70,7 @@ impl Loader {
             [false, true] => {
                 let how = self.announcement()?;
                 self.throw_away()?;
-                let how = how.unwrap_or_else(|| "is gone".into());
-                // SIGSYS is our own filter, and no fault of the object.
-                let cause = if how.contains("SIGSYS") {
-                    "that is a defect of bpfgate"
-                } else {
-                    "the object is damaged or hits a bug of libbpf"
-                };
-                Err(Refusal::object(format!("libbpf {how} while it worked on this object; {cause}")))
+                Err(ended(&how.unwrap_or_else(|| "is gone".into())))
             }
             [false, false] => {
                 self.kill()?;
@@ -136,6 +129,19 @@ impl Loader {
     pub(crate) fn astray(&mut self) -> Refusal {
         let refusal = Refusal::object("libbpf went astray while it worked on this object");
         if self.gone { refusal } else { self.kill().err().unwrap_or(refusal) }
+    }
+}
+
+/// A load whose worker ended. Only what libbpf does to itself is the fault of the object.
+fn ended(how: &str) -> Refusal {
+    let what = format!("libbpf {how} while it worked on this object");
+    if how.contains("SIGKILL") || how == "is gone" {
+        // Ours has another message: that it took too long.
+        Refusal::helper(format!("{what}: somebody ended it, or there was no memory for it; try again"))
+    } else if how.contains("SIGSYS") {
+        Refusal::object(format!("{what}; that is a defect of bpfgate"))
+    } else {
+        Refusal::object(format!("{what}; the object is damaged or hits a bug of libbpf"))
     }
 }
 

@@ -1,29 +1,44 @@
 //! `bpfgate-helper APP`: the one process of an app that holds capabilities. It parses one root-owned policy file,
 //! opens what that names, locks itself down, and from then on takes typed, bounded messages only.
 //!
-//! `run_helper` below is the start-up, top to bottom; every step fails closed. `bpfgate-helper --spawner` is PID 1's
-//! stand-in where there is no systemd ([`spawner`]).
+//! `run_helper` below is the start-up, top to bottom; every step fails closed. Under systemd it is started when the
+//! broker knocks, and what it is to keep outlives it ([`store`]). `bpfgate-helper --spawner` is PID 1's stand-in where
+//! there is no systemd ([`spawner`]).
 //!
 //! Distrusted: the broker (it may be taken over: [`serve`]), the loader (an object may have taken it over:
 //! [`loading`]), the clients. Trusted: the kernel, root's policy file, the process that started this one.
 
 mod attach;
+mod boot;
+mod entrance;
 mod inventory;
 mod loader;
 mod loading;
 mod maps;
+mod prepare;
+mod restore;
+mod rounds;
 mod seccomp;
 mod serve;
 mod spawner;
 mod state;
+mod store;
 
+use crate::boot::Boot;
+use crate::entrance::Entrance;
+use crate::inventory::{Inventory, Prepared};
+use crate::rounds::Rounds;
+use crate::state::State;
+use crate::store::Store;
 use bpfgate_lockdown::capabilities::User;
 use bpfgate_lockdown::{Fatal, Step, capabilities, files, process, syscalls};
+use bpfgate_protocol::authorize::BootPermit;
 use bpfgate_protocol::channel::Channel;
 use bpfgate_protocol::messages::helper::{FromHelper, Sandbox};
 use bpfgate_protocol::names::AppName;
-use bpfgate_protocol::policy::{Sandboxing, file, needed};
+use bpfgate_protocol::policy::{Policy, Sandboxing, file, needed};
 use bpfgate_protocol::{DEFAULT_SOCKET, INNER_VERSION};
+use bpfgate_systemd::manager::{Manager, Named};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -32,6 +47,10 @@ use std::sync::Arc;
 struct Arguments {
     /// None: be the spawner.
     app: Option<AppName>,
+    /// Started by systemd, on a socket unit.
+    service: bool,
+    /// Root's step before that: open, hand over, end.
+    prepare: bool,
     policies: Vec<PathBuf>,
     loader: PathBuf,
     /// The socket that clients come through.
@@ -40,21 +59,34 @@ struct Arguments {
     user: Option<User>,
 }
 
+/// `EX_CONFIG` of sysexits.h: to start again would not help, somebody has to change something first.
+const UNFIT: i32 = 78;
+
+/// Who speaks to a helper under systemd.
+const BROKER: &str = "bpfgate";
+
 fn main() {
+    let mut status = 1;
     let result = arguments().and_then(|arguments| match &arguments.app {
-        Some(app) => run_helper(app, &arguments),
+        Some(app) if arguments.prepare => prepare::run(app, &arguments),
+        Some(app) => run_helper(app, &arguments, &mut status),
         None => spawner::run(&arguments),
     });
     if let Err(fatal) = &result {
         eprintln!("bpfgate-helper: {fatal}");
     }
     // At once: what the Rust library would do before needs more system calls than are left.
-    process::exit_now(i32::from(result.is_err()))
+    process::exit_now(if result.is_err() { status } else { 0 })
 }
 
 fn arguments() -> Result<Arguments, Fatal> {
     let usage = || {
-        Fatal("usage: bpfgate-helper APP|--spawner [--policies DIRECTORY]... --loader PATH [--socket PATH] [--uid N]".into())
+        let lines = [
+            "usage: bpfgate-helper APP|--spawner [--policies DIRECTORY]... --loader PATH [--socket PATH] [--uid N]",
+            "       bpfgate-helper APP --service --loader PATH     (started by systemd)",
+            "       bpfgate-helper APP --prepare                   (root's step before that)",
+        ];
+        Fatal(lines.join("\n"))
     };
     let mut args = std::env::args().skip(1);
     let app = match args.next().ok_or_else(usage)?.as_str() {
@@ -63,6 +95,17 @@ fn arguments() -> Result<Arguments, Fatal> {
     };
     let mut parsed = Arguments { app, socket: DEFAULT_SOCKET.into(), ..Default::default() };
     while let Some(key) = args.next() {
+        match key.as_str() {
+            "--service" => {
+                parsed.service = true;
+                continue;
+            }
+            "--prepare" => {
+                parsed.prepare = true;
+                continue;
+            }
+            _ => {}
+        }
         let value = args.next().ok_or_else(usage)?;
         match key.as_str() {
             "--policies" => parsed.policies.push(value.into()),
@@ -75,22 +118,71 @@ fn arguments() -> Result<Arguments, Fatal> {
     if parsed.policies.is_empty() {
         parsed.policies = file::DIRECTORIES.iter().map(PathBuf::from).collect();
     }
-    if parsed.loader.as_os_str().is_empty() { Err(usage()) } else { Ok(parsed) }
+    if parsed.loader.as_os_str().is_empty() && !parsed.prepare { Err(usage()) } else { Ok(parsed) }
 }
 
-fn run_helper(app: &AppName, arguments: &Arguments) -> Result<(), Fatal> {
-    let broker = Channel::inherited(3).step("descriptor 3 is not the broker's channel")?;
+/// The policy of an app.
+fn policy(app: &AppName, arguments: &Arguments) -> Result<Policy, Fatal> {
+    let policy = file::read(&arguments.policies, app).map_err(|error| Fatal(error.lines().join("\n")))?;
+    policy.ok_or_else(|| Fatal(format!("there is no policy for app {app}")))
+}
+
+/// Where requests come from, who keeps descriptors, and those that were kept.
+fn begin(arguments: &Arguments) -> Result<(Entrance, Manager, Vec<Named>), Fatal> {
+    if !arguments.service {
+        let broker = Channel::inherited(3).step("descriptor 3 is not the broker's channel")?;
+        return Ok((Entrance::Channel(broker), Manager::none(), Vec::new()));
+    }
+    let (manager, mut named) = Manager::from_environment()?;
+    let door = named.iter().position(|named| named.name == "broker");
+    let door =
+        door.ok_or_else(|| Fatal("no socket came with --service: a socket unit has to start this".into()))?;
+    let listener = named.swap_remove(door).fd;
+    let accounts = file::Accounts::read().step("reading /etc/passwd")?;
+    let broker_uid = accounts.users.get(BROKER).copied();
+    let broker_uid =
+        broker_uid.ok_or_else(|| Fatal(format!("there is no user {BROKER}, who is the broker")))?;
+    Ok((Entrance::Door { listener, broker_uid, broker: None }, manager, named))
+}
+
+fn run_helper(app: &AppName, arguments: &Arguments, status: &mut i32) -> Result<(), Fatal> {
+    let (entrance, manager, named) = begin(arguments)?;
+    let started = start(app, arguments, status, &entrance, manager, named);
+    match started {
+        Ok((ready, state, rounds)) => serve::run(entrance, &ready, state, rounds),
+        Err(fatal) => {
+            entrance.turn_away();
+            Err(fatal)
+        }
+    }
+}
+
+fn start(
+    app: &AppName,
+    arguments: &Arguments,
+    status: &mut i32,
+    entrance: &Entrance,
+    manager: Manager,
+    named: Vec<Named>,
+) -> Result<(FromHelper, State, Rounds), Fatal> {
     if nix::unistd::geteuid().is_root() && arguments.user.is_none_or(|user| user.uid == 0) {
         return Err(Fatal("a helper is no root process: --uid is missing".into()));
     }
     process::tame(8192)?;
     process::default_sigchld()?;
     let alone = process::single_thread()?;
-    let policy = file::read(&arguments.policies, app).map_err(|error| Fatal(error.lines().join("\n")))?;
-    let policy = Arc::new(policy.ok_or_else(|| Fatal(format!("there is no policy for app {app}")))?);
-    let inventory = inventory::Inventory::open(&policy)?;
-    let loader = loader::Loader::start(alone, &arguments.loader, arguments.user)?;
+    process::clear_environment(alone)?;
+    *status = UNFIT;
+    let policy = Arc::new(policy(app, arguments)?);
     let keep = needed(&policy);
+    if arguments.service {
+        compare_grant(capabilities::mask(&keep))?;
+    }
+    *status = 1;
+    let (prepared, kept) = Prepared::of(named);
+    let inventory = Inventory::open(&policy, prepared)?;
+    let kept = restore::sort(kept);
+    let loader = loader::Loader::start(alone, &arguments.loader, arguments.user)?;
     capabilities::keep_only(&keep, arguments.user)?;
     process::not_dumpable()?;
     let demand = match policy.require {
@@ -98,14 +190,30 @@ fn run_helper(app: &AppName, arguments: &Arguments) -> Result<(), Fatal> {
         Sandboxing::Seccomp => files::Demand::Whatever,
     };
     let landlock_abi = files::restrict(&[], demand)?;
-    // Late answers are for nobody: a broker that does not read them is lost.
-    broker.set_timeouts(5, 0).step("setting deadlines")?;
-    let seccomp_filters = syscalls::restrict(&seccomp::rows())?;
+    entrance.prepare()?;
+    let mut rounds = Rounds::new(BootPermit::of(&policy).map(Boot::new), !arguments.service);
+    let seccomp_filters = syscalls::restrict(&seccomp::rows(arguments.service))?;
     self_test()?;
     let sandbox = Sandbox { landlock_abi, seccomp_filters, capabilities: capabilities::mask(&keep) };
     let ready = FromHelper::Ready { version: INNER_VERSION, policy: policy.digest, sandbox };
-    broker.send(&ready, &[]).step("telling the broker")?;
-    serve::run(broker, state::State::new(policy, inventory, loader, arguments.socket.clone()))
+    let mut state = State::new(policy, inventory, loader, arguments.socket.clone(), Store::new(manager));
+    restore::restore(&mut state, kept);
+    rounds.begin(&mut state);
+    state.say_ready()?;
+    entrance.begin(&ready)?;
+    Ok((ready, state, rounds))
+}
+
+/// The unit grants just what the policy needs: more was never meant, less cannot work.
+fn compare_grant(needed: u64) -> Result<(), Fatal> {
+    let (permitted, bounding) = capabilities::granted()?;
+    if permitted == needed && bounding == needed {
+        return Ok(());
+    }
+    Err(Fatal(format!(
+        "the unit grants capabilities {permitted:x} (bounding set {bounding:x}) where the policy needs {needed:x}: \
+         `bpfgate policy apply` writes the unit anew"
+    )))
 }
 
 /// The confinement works: files are closed to us, bpf(2) is not.

@@ -66,14 +66,31 @@ pub(crate) const ROWS: [Row; 24] = [
     row!(tgkill, SYS_tgkill, When::Always, "abort"),
 ];
 
+const F_ADD_SEALS: u32 = libc::F_ADD_SEALS as u32;
+const F_GETFD: u32 = libc::F_GETFD as u32;
+
+/// What comes to it under a service manager.
+#[rustfmt::skip]
+pub(crate) const SERVICE_ROWS: [Row; 5] = [
+    row!(accept4, SYS_accept4, When::Always, "brokers come and go"),
+    row!(setsockopt, SYS_setsockopt, When::OneOf(2, &[libc::SO_SNDTIMEO as u32]), "a broker that does not read is lost"),
+    row!(clock_gettime, SYS_clock_gettime, When::Always, "when to say that we are alive, where the vDSO has no clock"),
+    row!(pipe2, SYS_pipe2, When::Always, "the service manager closes it when it has closed what we detach"),
+    row!(fcntl, SYS_fcntl, When::OneOf(1, &[F_ADD_SEALS]), "the record that the service manager keeps"),
+];
+
 /// The list as this build needs it.
-pub(crate) fn rows() -> Vec<Row> {
+pub(crate) fn rows(service: bool) -> Vec<Row> {
     let mut rows = ROWS.to_vec();
+    if service {
+        rows.extend(SERVICE_ROWS);
+    }
     if cfg!(debug_assertions) {
+        rows.retain(|row| row.name != "fcntl");
         rows.push(row!(
             fcntl,
             SYS_fcntl,
-            When::OneOf(1, &[libc::F_GETFD as u32]),
+            When::OneOf(1, &[F_GETFD, F_ADD_SEALS]),
             "debug builds of the Rust library check descriptors"
         ));
     }
@@ -86,9 +103,11 @@ mod tests {
 
     #[test]
     fn every_call_has_its_reason_and_the_list_compiles() {
-        let rows = rows();
-        assert!(rows.iter().all(|row| row.why.len() > 3), "a row without a reason");
-        bpfgate_lockdown::syscalls::compile(&rows).unwrap();
+        for service in [false, true] {
+            let rows = rows(service);
+            assert!(rows.iter().all(|row| row.why.len() > 3), "a row without a reason");
+            bpfgate_lockdown::syscalls::compile(&rows).unwrap();
+        }
     }
 
     #[test]
@@ -97,7 +116,7 @@ mod tests {
             "execve", "execveat", "socket", "connect", "ptrace", "clone3", "unshare", "setns", "mount",
             "keyctl",
         ] {
-            assert!(rows().iter().all(|row| row.name != name), "{name}");
+            assert!(rows(true).iter().all(|row| row.name != name), "{name}");
         }
     }
 
@@ -105,6 +124,7 @@ mod tests {
     #[test]
     fn the_lists_are_as_short_as_promised() {
         assert!(ROWS.len() <= 24 && BPF.len() <= 12, "{} {}", ROWS.len(), BPF.len());
+        assert!(SERVICE_ROWS.len() <= 5);
     }
 
     #[test]

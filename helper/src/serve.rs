@@ -4,10 +4,12 @@
 //! is lost, and with this process go its kernel objects.
 
 use crate::attach;
+use crate::entrance::Entrance;
 use crate::loading::{self, Failed};
-use crate::state::{Program, Session, State};
+use crate::rounds::Rounds;
+use crate::state::{Instance, Program, Session, State};
 use bpfgate_lockdown::{Fatal, Step};
-use bpfgate_protocol::authorize::{Permit, authorize};
+use bpfgate_protocol::authorize::{AttachPermit, LoadPermit, Permit, authorize};
 use bpfgate_protocol::channel::{Channel, ChannelError};
 use bpfgate_protocol::hooks::Kind;
 use bpfgate_protocol::identity::Peer;
@@ -18,7 +20,9 @@ use bpfgate_protocol::policy::{Access, Right};
 use bpfgate_protocol::refusal::Refusal;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::socket::{UnixAddr, getsockname, getsockopt, sockopt};
+use nix::sys::time::TimeSpec;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 /// What a request came to. Descriptors are named, not held: they are lent to the message that carries them.
 struct Done {
@@ -39,38 +43,70 @@ impl Done {
     }
 }
 
-/// Serves until the broker closes the channel.
-pub(crate) fn run(mut broker: Channel, mut state: State) -> Result<(), Fatal> {
+/// Serves until nobody needs it any more: the channel is closed, or nothing was loaded and nobody was there for a while.
+pub(crate) fn run(
+    mut entrance: Entrance,
+    ready: &FromHelper,
+    mut state: State,
+    mut rounds: Rounds,
+) -> Result<(), Fatal> {
     loop {
-        let (asked, gone) = wait(&broker, &state)?;
+        let (asked, gone) = wait(entrance.fd(), &state, rounds.timeout())?;
         for session in gone {
             state.remove_session(session);
         }
         if asked {
-            let (request, mut fds) = match broker.recv::<ToHelper>() {
-                Ok(received) => received,
-                Err(ChannelError::Closed) => return Ok(()),
-                Err(error) => return Err(Fatal::step("the broker", error)),
+            let served = match entrance.broker() {
+                Some(broker) => serve_one(broker, &mut state),
+                None => entrance.let_in(ready).map(|()| true),
             };
-            let done = state.answer(request, fds.pop())?;
-            send(&broker, &state, done)?;
+            if !matches!(served, Ok(true)) {
+                // With the broker go its sessions: their clients see the end of their connections.
+                state.remove_sessions();
+                if !entrance.lost() {
+                    return served.map(drop);
+                }
+                if let Err(fatal) = served {
+                    eprintln!("bpfgate-helper: {fatal}");
+                }
+            }
         }
         if state.loader.is_gone() && state.instances.is_empty() {
             return Err(Fatal(
                 "the loader has ended, and nothing is loaded: a new helper can start a new one".into(),
             ));
         }
+        let used = !state.instances.is_empty() || entrance.broker().is_some();
+        if rounds.go(&mut state, used)? {
+            return Ok(());
+        }
     }
+}
+
+/// One request; false if the broker is gone.
+fn serve_one(broker: &mut Channel, state: &mut State) -> Result<bool, Fatal> {
+    let (request, mut fds) = match broker.recv::<ToHelper>() {
+        Ok(received) => received,
+        Err(ChannelError::Closed) => return Ok(false),
+        Err(error) => return Err(Fatal::step("the broker", error)),
+    };
+    let done = state.answer(request, fds.pop())?;
+    send(broker, state, done)?;
+    Ok(true)
 }
 
 /// Waits; whether the broker has something to say, and the sessions whose client is gone. That comes from the kernel:
 /// a broker that keeps quiet about it changes nothing.
-fn wait(broker: &Channel, state: &State) -> Result<(bool, Vec<SessionId>), Fatal> {
-    let mut fds = vec![PollFd::new(broker.as_fd(), PollFlags::POLLIN)];
+fn wait(
+    entrance: BorrowedFd<'_>,
+    state: &State,
+    timeout: Option<Duration>,
+) -> Result<(bool, Vec<SessionId>), Fatal> {
+    let mut fds = vec![PollFd::new(entrance, PollFlags::POLLIN)];
     fds.extend(
         state.sessions.values().map(|session| PollFd::new(session.socket.as_fd(), PollFlags::empty())),
     );
-    match ppoll(&mut fds, None, None) {
+    match ppoll(&mut fds, timeout.map(TimeSpec::from_duration), None) {
         Ok(_) | Err(nix::errno::Errno::EINTR) => {}
         Err(error) => return Err(Fatal::step("ppoll", error)),
     }
@@ -114,7 +150,10 @@ fn send(broker: &Channel, state: &State, done: Result<Done, Failed>) -> Result<(
 impl State {
     fn answer(&mut self, request: ToHelper, fd: Option<OwnedFd>) -> Result<Result<Done, Failed>, Fatal> {
         let (ToHelper::Open { session } | ToHelper::Ask { session, .. } | ToHelper::Close { session }) =
-            request;
+            request
+        else {
+            return Ok(Ok(Done { outcome: self.survey(), line: None, fds: Vec::new() }));
+        };
         let is_new = self.is_new(session);
         Ok(match (request, fd) {
             (ToHelper::Open { .. }, Some(socket)) if is_new => {
@@ -183,13 +222,28 @@ impl State {
         globals: &[Global],
     ) -> Result<Done, Failed> {
         let load = permit.load(object, programs, globals)?;
+        let instance = self.load_object(Some(session), &load)?;
+        self.loaded(permit, &load, instance).map_err(|refusal| {
+            self.remove_instance(instance);
+            refusal.into()
+        })
+    }
+
+    /// Loads an object, for a session or for the policy itself.
+    pub(crate) fn load_object(
+        &mut self,
+        owner: Option<SessionId>,
+        load: &LoadPermit,
+    ) -> Result<InstanceId, Failed> {
         let budget = self.budget();
-        let file = match self.inventory.objects.get(object) {
-            Some(Ok(file)) => file.as_fd(),
+        let approved = match self.inventory.objects.get(load.object()) {
+            Some(Ok(approved)) => approved,
             Some(Err(refusal)) => return Err(refusal.clone().into()),
             None => return Err(Refusal::denied("no such object").into()),
         };
-        let loaded = loading::load(&mut self.loader, &load, file, budget, self.inventory.cpus)?;
+        let digest = approved.digest;
+        let loaded =
+            loading::load(&mut self.loader, load, approved.copy.as_fd(), budget, self.inventory.cpus)?;
         let kind = |name: &ProgramName| {
             load.programs().find(|rule| rule.program == *name).map(|rule| rule.hook.kind())
         };
@@ -201,9 +255,21 @@ impl State {
                 Some(Program { info, fd })
             })
             .collect();
-        let mut maps = loaded.maps;
+        let (maps, map_bytes) = (loaded.maps, loaded.map_bytes);
+        let object = load.object().clone();
+        let links = Vec::new();
+        Ok(self.add_instance(Instance { object, digest, owner, programs, maps, map_bytes, links })?)
+    }
+
+    /// What the client is told and given of what it has loaded.
+    fn loaded(&mut self, permit: &Permit, load: &LoadPermit, id: InstanceId) -> Result<Done, Refusal> {
+        let cpus = self.inventory.cpus;
+        let Some(instance) = self.instances.get_mut(&id) else {
+            return Err(Refusal::gone("the instance is gone"));
+        };
+        let object = &instance.object;
         let (mut infos, mut lent) = (Vec::new(), Vec::new());
-        for (place, map) in maps.iter_mut().enumerate() {
+        for (place, map) in instance.maps.iter_mut().enumerate() {
             // A client that may not have a map is not told of it.
             let Ok(access) =
                 permit.map(object, &map.name).map(bpfgate_protocol::authorize::MapPermit::access)
@@ -214,14 +280,13 @@ impl State {
             if access.hands_over() {
                 lent.push(place);
             }
-            infos.push(map.info(access, self.inventory.cpus)?);
+            infos.push(map.info(access, cpus)?);
         }
-        let program_infos: Vec<ProgramInfo> = programs.iter().map(|program| program.info.clone()).collect();
-        let instance = self.add_instance(session, object.clone(), programs, maps, loaded.map_bytes);
-        let with_fd = program_infos.iter().enumerate().filter(|(_, info)| info.fd);
-        let mut fds: Vec<Lend> = with_fd.map(|(place, _)| Lend::Program(instance, place)).collect();
-        fds.extend(lent.into_iter().map(|place| Lend::Map(instance, place)));
-        let outcome = Outcome::Loaded { instance, programs: program_infos, maps: infos };
+        let programs: Vec<ProgramInfo> = instance.programs.iter().map(|p| p.info.clone()).collect();
+        let with_fd = programs.iter().enumerate().filter(|(_, info)| info.fd);
+        let mut fds: Vec<Lend> = with_fd.map(|(place, _)| Lend::Program(id, place)).collect();
+        fds.extend(lent.into_iter().map(|place| Lend::Map(id, place)));
+        let outcome = Outcome::Loaded { instance: id, programs, maps: infos };
         Ok(Done { outcome, line: Some(load.line()), fds })
     }
 
@@ -236,6 +301,20 @@ impl State {
     ) -> Result<Done, Refusal> {
         let object = self.own_instance(session, id)?.object.clone();
         let permit = permit.attach(&object, program, hook, target)?;
+        let link = self.attach_program(id, &permit)?;
+        let fd = permit.rule().link_fd;
+        let fds = if fd { vec![Lend::NewestLink(id)] } else { Vec::new() };
+        let outcome = Outcome::Attached { link, target: permit.target().clone(), fd };
+        Ok(Done { outcome, line: Some(permit.rule().line), fds })
+    }
+
+    /// Attaches a program, for a session or for the policy itself.
+    pub(crate) fn attach_program(
+        &mut self,
+        id: InstanceId,
+        permit: &AttachPermit,
+    ) -> Result<LinkId, Refusal> {
+        let program = &permit.rule().program;
         if self.links() >= self.policy.limits.links as usize {
             return Err(Refusal::quota("as many programs as the policy allows are attached already"));
         }
@@ -249,12 +328,8 @@ impl State {
             return Err(Refusal::invalid(format!("program {program} was not loaded with this instance")));
         };
         let program = self.instances[&id].programs[place].fd.as_fd();
-        let attached = attach::attach(&mut self.inventory, &mut self.loader, &permit, program)?;
-        let link = self.add_link(id, &permit, attached);
-        let fd = permit.rule().link_fd;
-        let fds = if fd { vec![Lend::NewestLink(id)] } else { Vec::new() };
-        let outcome = Outcome::Attached { link, target: permit.target().clone(), fd };
-        Ok(Done { outcome, line: Some(permit.rule().line), fds })
+        let attached = attach::attach(&mut self.inventory, &mut self.loader, permit, program)?;
+        self.add_link(id, permit, attached)
     }
 
     fn detach(&mut self, session: SessionId, permit: &Permit, link: LinkId) -> Result<Done, Refusal> {

@@ -1,19 +1,20 @@
 //! What this helper owns: sessions, instances, their programs, maps and links. Descriptors are released by dropping
 //! what holds them; there is no other clean-up.
 
-use crate::attach::Attached;
+use crate::attach::{Attached, Way};
 use crate::inventory::Inventory;
 use crate::loader::Loader;
 use crate::loading::Budget;
 use crate::maps::Map;
+use crate::store::{self, Store};
 use bpfgate_protocol::authorize::{AttachPermit, Permit};
 use bpfgate_protocol::hooks::Kind;
-use bpfgate_protocol::messages::helper::{InstanceInfo, LinkInfo, MapInfo, ProgramInfo, Target};
+use bpfgate_protocol::messages::helper::{InstanceInfo, LinkInfo, MapInfo, Outcome, ProgramInfo, Target};
 use bpfgate_protocol::messages::{InstanceId, LinkId, SessionId};
 use bpfgate_protocol::names::{MapName, ObjectName, ProgramName};
-use bpfgate_protocol::policy::{Access, Keep, Policy};
+use bpfgate_protocol::policy::{Access, Policy};
 use bpfgate_protocol::refusal::Refusal;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,9 +27,10 @@ pub(crate) struct State {
     pub(crate) entrance: PathBuf,
     pub(crate) sessions: BTreeMap<SessionId, Session>,
     pub(crate) instances: BTreeMap<InstanceId, Instance>,
+    pub(crate) store: Store,
     /// Numbers are given once: a number of something that is gone never means something else.
-    last_instance: u64,
-    last_link: u64,
+    pub(crate) last_instance: u64,
+    pub(crate) last_link: u64,
     last_session: u64,
 }
 
@@ -40,11 +42,13 @@ pub(crate) struct Session {
 
 pub(crate) struct Instance {
     pub(crate) object: ObjectName,
+    /// SHA-256 of the file that it was loaded from.
+    pub(crate) digest: [u8; 32],
     /// None: it lives until it is unloaded.
-    owner: Option<SessionId>,
+    pub(crate) owner: Option<SessionId>,
     pub(crate) programs: Vec<Program>,
     pub(crate) maps: Vec<Map>,
-    map_bytes: u64,
+    pub(crate) map_bytes: u64,
     pub(crate) links: Vec<Link>,
 }
 
@@ -55,9 +59,10 @@ pub(crate) struct Program {
 
 pub(crate) struct Link {
     pub(crate) info: LinkInfo,
-    attached: Attached,
+    pub(crate) way: Way,
+    pub(crate) attached: Attached,
     /// A client holds the link too.
-    shared: bool,
+    pub(crate) shared: bool,
 }
 
 impl Link {
@@ -67,8 +72,15 @@ impl Link {
 }
 
 impl State {
-    pub(crate) fn new(policy: Arc<Policy>, inventory: Inventory, loader: Loader, entrance: PathBuf) -> Self {
+    pub(crate) fn new(
+        policy: Arc<Policy>,
+        inventory: Inventory,
+        loader: Loader,
+        entrance: PathBuf,
+        store: Store,
+    ) -> Self {
         Self {
+            store,
             policy,
             inventory,
             loader,
@@ -104,22 +116,30 @@ impl State {
         self.instances.values().map(|instance| instance.links.len()).sum()
     }
 
-    pub(crate) fn add_instance(
-        &mut self,
-        session: SessionId,
-        object: ObjectName,
-        programs: Vec<Program>,
-        maps: Vec<Map>,
-        map_bytes: u64,
-    ) -> InstanceId {
+    /// `instance.owner` is the session that loads it; what is kept has none.
+    pub(crate) fn add_instance(&mut self, mut instance: Instance) -> Result<InstanceId, Refusal> {
         self.last_instance += 1;
         let id = InstanceId(self.last_instance);
-        let owner = match self.policy.keep {
-            Keep::Session => Some(session),
-            Keep::App | Keep::Boot => None,
-        };
-        self.instances.insert(id, Instance { object, owner, programs, maps, map_bytes, links: Vec::new() });
-        id
+        if self.policy.keep.is_persistent() {
+            instance.owner = None;
+        }
+        self.instances.insert(id, instance);
+        let names: BTreeSet<String> = self.names_of(id).into_iter().map(|(name, _)| name).collect();
+        let kept = self.keep_again(&names.iter().collect());
+        kept.map(|()| id).inspect_err(|_| self.remove_instance(id))
+    }
+
+    /// Everything that is to be kept, by name.
+    pub(crate) fn kept_names(&self) -> Vec<(String, &OwnedFd)> {
+        self.instances.keys().flat_map(|id| self.names_of(*id)).collect()
+    }
+
+    fn names_of(&self, id: InstanceId) -> Vec<(String, &OwnedFd)> {
+        let Some(instance) = self.instances.get(&id) else { return Vec::new() };
+        let programs = instance.programs.iter().map(|p| (store::program_name(id, &p.info.name), &p.fd));
+        let maps = instance.maps.iter().map(|m| (store::map_name(id, &m.name), &m.fd));
+        let links = instance.links.iter().map(|link| (store::link_name(link.info.id), link.fd()));
+        programs.chain(maps).chain(links).collect()
     }
 
     /// An instance that any session of the app may look at.
@@ -155,7 +175,7 @@ impl State {
         instance: InstanceId,
         permit: &AttachPermit,
         attached: Attached,
-    ) -> LinkId {
+    ) -> Result<LinkId, Refusal> {
         self.last_link += 1;
         let id = LinkId(self.last_link);
         let rule = permit.rule();
@@ -166,9 +186,11 @@ impl State {
             target: permit.target().clone(),
         };
         if let Some(instance) = self.instances.get_mut(&instance) {
-            instance.links.push(Link { info, attached, shared: rule.link_fd });
+            let way = Way::of(&rule.hook);
+            instance.links.push(Link { info, way, attached, shared: rule.link_fd });
         }
-        id
+        let kept = self.keep_again(&BTreeSet::from([&store::link_name(id)]));
+        kept.map(|()| id).inspect_err(|_| self.drop_link(instance, id))
     }
 
     /// Takes a link down and gives it back, if the session may.
@@ -183,17 +205,63 @@ impl State {
                 Refusal::denied(format!("there was never a link {}", id.0))
             });
         };
-        let link = self.own_instance(session, instance)?.links.remove(place);
-        self.release(link);
+        let id = self.own_instance(session, instance)?.links[place].info.id;
+        self.drop_link(instance, id);
         Ok(())
     }
 
+    /// Takes a link down.
+    pub(crate) fn drop_link(&mut self, instance: InstanceId, id: LinkId) {
+        let links = self.instances.get_mut(&instance).map(|instance| &mut instance.links);
+        let Some(links) = links else { return };
+        let Some(place) = links.iter().position(|link| link.info.id == id) else { return };
+        let link = links.remove(place);
+        self.release(link);
+        self.gone(&[store::link_name(id)]);
+    }
+
     pub(crate) fn remove_instance(&mut self, id: InstanceId) {
+        let names: Vec<String> = self.names_of(id).into_iter().map(|(name, _)| name).collect();
         if let Some(instance) = self.instances.remove(&id) {
             for link in instance.links {
                 self.release(link);
             }
+            self.gone(&names);
         }
+    }
+
+    /// What had these names is not there any more.
+    fn gone(&mut self, names: &[String]) {
+        if self.keeps() {
+            // Without a new record the old one names what does not come back, which is said then and harmless.
+            if let Err(refusal) = self.save() {
+                eprintln!("bpfgate-helper: {}", refusal.why);
+            }
+            self.forget(names);
+        }
+    }
+
+    /// Ends all sessions: the broker that spoke for them is gone.
+    pub(crate) fn remove_sessions(&mut self) {
+        let all: Vec<SessionId> = self.sessions.keys().copied().collect();
+        for session in all {
+            self.remove_session(session);
+        }
+        self.last_session = 0;
+    }
+
+    /// All instances, for the administrator.
+    pub(crate) fn survey(&self) -> Outcome {
+        let instance = |(id, instance): (&InstanceId, &Instance)| InstanceInfo {
+            id: *id,
+            object: instance.object.clone(),
+            mine: false,
+            programs: instance.programs.iter().map(|p| ProgramInfo { fd: false, ..p.info.clone() }).collect(),
+            maps: Vec::new(),
+            links: instance.links.iter().map(|link| link.info.clone()).collect(),
+        };
+        let sessions = u32::try_from(self.sessions.len()).unwrap_or(u32::MAX);
+        Outcome::Survey { sessions, instances: self.instances.iter().map(instance).collect() }
     }
 
     /// Ends a session and what lives as long as it.
@@ -206,11 +274,11 @@ impl State {
         }
     }
 
-    fn release(&mut self, link: Link) {
-        let Link { info, attached: Attached { link, event }, shared } = link;
-        if shared {
-            // A client may hold it too. Links of tracing programs do not know this command: those end with the
-            // last descriptor, as the policy reference says of link_fd.
+    pub(crate) fn release(&mut self, link: Link) {
+        let Link { info, attached: Attached { link, event }, shared, .. } = link;
+        if shared || self.store.manager.is_there() {
+            // A client or the service manager may hold it too. Links of tracing programs do not know this command:
+            // those end with the last descriptor, as the policy reference says of link_fd.
             let _ = bpfgate_bpf::link_detach(std::os::fd::AsFd::as_fd(&link));
         }
         drop(link);

@@ -31,7 +31,7 @@ impl User {
 /// sets, and what else is permitted. Ends with a check of all five sets and of `NO_NEW_PRIVS`.
 ///
 /// Without `CAP_SETPCAP` (a systemd unit) the bounding set and the securebits are what the service manager made them,
-/// and the check of the bounding set is that it holds nothing beside `keep`.
+/// and the bounding set may hold what helpers may have, and nothing else: after `NO_NEW_PRIVS` nobody gets it from there.
 pub fn keep_only(keep: &[Capability], user: Option<User>) -> Result<(), Fatal> {
     let set: CapsHashSet = keep.iter().map(|capability| raw(*capability)).collect();
     let setpcap =
@@ -46,11 +46,15 @@ pub fn keep_only(keep: &[Capability], user: Option<User>) -> Result<(), Fatal> {
         setresgid(gid, gid, gid).step("changing the group")?;
         setresuid(uid, uid, uid).step("changing the user")?;
     }
+    nix::sys::prctl::set_no_new_privs().step("forbidding new privileges")?;
+    // A process that was born with the right sets (the broker's unit) may be without the system call to change them.
+    if check(keep, setpcap).is_ok() {
+        return Ok(());
+    }
     caps::clear(None, CapSet::Ambient).step("emptying the ambient set")?;
     caps::clear(None, CapSet::Inheritable).step("emptying the inheritable set")?;
     caps::set(None, CapSet::Effective, &set).step("reducing the effective set")?;
     caps::set(None, CapSet::Permitted, &set).step("reducing the permitted set")?;
-    nix::sys::prctl::set_no_new_privs().step("forbidding new privileges")?;
     check(keep, setpcap)
 }
 
@@ -99,6 +103,13 @@ pub fn mask(capabilities: &[Capability]) -> u64 {
     capabilities.iter().fold(0, |mask, capability| mask | 1 << capability.bit())
 }
 
+/// What this process was started with: its permitted and its bounding set.
+pub fn granted() -> Result<(u64, u64), Fatal> {
+    let status = status("/proc/self/status").step("reading /proc/self/status")?;
+    let set = |name: &str| status.get(name).copied().unwrap_or(u64::MAX);
+    Ok((set("CapPrm"), set("CapBnd")))
+}
+
 /// What /proc says of the sets of one thread, by field name; hexadecimal masks.
 fn status(path: &str) -> std::io::Result<BTreeMap<String, u64>> {
     let text = std::fs::read_to_string(path)?;
@@ -114,7 +125,8 @@ fn check(keep: &[Capability], bounding_emptied: bool) -> Result<(), Fatal> {
     let keep = mask(keep);
     let status = status("/proc/self/status").step("reading /proc/self/status")?;
     let bounding = status.get("CapBnd").copied().unwrap_or(u64::MAX);
-    let bounding_fine = if bounding_emptied { bounding == 0 } else { bounding & !keep == 0 };
+    let bounding_fine =
+        if bounding_emptied { bounding == 0 } else { bounding & !mask(&Capability::ALL) == 0 };
     for (field, expected) in
         [("CapInh", 0), ("CapPrm", keep), ("CapEff", keep), ("CapAmb", 0), ("NoNewPrivs", 1)]
     {

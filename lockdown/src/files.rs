@@ -16,10 +16,14 @@ pub enum Allow<'a> {
     Below(&'a Path),
 }
 
+/// The least ABI that confines files: what ABI 3 adds is truncate(2), which no process of bpfgate has in its seccomp
+/// list, and opening for writing is refused here.
+pub const LANDLOCK: ABI = ABI::V2;
+
 /// How much of landlock must be there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Demand {
-    /// Every file access right of ABI 3 (Linux 6.2), or an error.
+    /// Every file access right of ABI 2 (Linux 5.19), or an error.
     Full,
     /// What the kernel has, possibly nothing: the policy says so.
     Whatever,
@@ -37,8 +41,8 @@ pub fn restrict(allow: &[Allow<'_>], demand: Demand) -> Result<u32, Fatal> {
     };
     let mut ruleset = Ruleset::default()
         .set_compatibility(level)
-        .handle_access(AccessFs::from_all(ABI::V3))
-        .step("landlock: files (needs Linux 6.2 or later)")?
+        .handle_access(AccessFs::from_all(LANDLOCK))
+        .step("landlock: files (needs Linux 5.19 or later)")?
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(ABI::V5))
         .step("landlock: devices")?
@@ -61,7 +65,7 @@ pub fn restrict(allow: &[Allow<'_>], demand: Demand) -> Result<u32, Fatal> {
         LandlockStatus::Available { effective_abi, .. } => effective_abi as u32,
         LandlockStatus::NotEnabled | LandlockStatus::NotImplemented => 0,
     };
-    if demand == Demand::Full && (status.ruleset == RulesetStatus::NotEnforced || abi < 3) {
+    if demand == Demand::Full && (status.ruleset == RulesetStatus::NotEnforced || abi < LANDLOCK as u32) {
         return Err(Fatal("landlock is not in force; this kernel has it switched off or is too old".into()));
     }
     Ok(abi)

@@ -42,6 +42,15 @@ pub fn default_sigchld() -> Result<(), Fatal> {
     Ok(())
 }
 
+/// Removes every environment variable: what is not there is read by no library.
+pub fn clear_environment(_: SingleThread) -> Result<(), Fatal> {
+    // SAFETY: with one thread nobody reads the environment at the same time.
+    match unsafe { libc::clearenv() } {
+        0 => Ok(()),
+        _ => Err(Fatal("the environment cannot be cleared".into())),
+    }
+}
+
 /// `PR_SET_SECUREBITS`.
 pub(crate) fn set_securebits(bits: libc::c_ulong) -> Result<(), Errno> {
     // SAFETY: this prctl takes a number and touches no memory.

@@ -10,7 +10,7 @@ use crate::identity::Peer;
 use crate::messages::helper::{Global, Target};
 use crate::messages::loader::ProgramPlan;
 use crate::names::{MapName, ObjectName, ProgramName};
-use crate::policy::{Access, Client, Hook, Object, Policy, ProgramRule, Right};
+use crate::policy::{Access, Client, Hook, Keep, Object, Policy, ProgramRule, Right};
 use crate::refusal::Refusal;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -120,12 +120,7 @@ impl Permit {
     ) -> Result<LoadPermit, Refusal> {
         let right = self.right(Right::Load)?;
         let rules = self.object(object)?;
-        let mut known: Vec<ProgramName> = Vec::new();
-        for rule in &rules.programs {
-            if !known.contains(&rule.program) {
-                known.push(rule.program.clone());
-            }
-        }
+        let known = rules.program_names();
         let mut seen = BTreeSet::new();
         for program in programs {
             if !known.contains(program) {
@@ -240,6 +235,90 @@ impl Permit {
             None => Err(Refusal::denied(format!("the policy does not name map {map} of object {object}"))
                 .by_line(rules.line)),
         }
+    }
+}
+
+/// What a policy with `keep = "boot"` lets its helper do without being asked by anybody.
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct BootPermit {
+    policy: Arc<Policy>,
+}
+
+impl BootPermit {
+    /// Only where the policy says so.
+    pub fn of(policy: &Arc<Policy>) -> Option<Self> {
+        (policy.keep == Keep::Boot).then(|| Self { policy: policy.clone() })
+    }
+
+    /// Every object, with all of its programs.
+    pub fn loads(&self) -> impl Iterator<Item = LoadPermit> + '_ {
+        self.policy.objects.iter().map(|(name, rules)| LoadPermit {
+            policy: self.policy.clone(),
+            object: name.clone(),
+            programs: rules.program_names(),
+            globals: Vec::new(),
+            line: rules.line,
+        })
+    }
+
+    /// Every program of an object to every target that its rules name.
+    pub fn attachments(&self, object: &ObjectName) -> Vec<AttachPermit> {
+        let rules = self.policy.objects.get(object).map_or(&[][..], |rules| &rules.programs);
+        let of_rule = |(rule, entry): (usize, &ProgramRule)| {
+            let targets = entry.hook.literal_targets().unwrap_or_default();
+            let permit = move |target| AttachPermit {
+                policy: self.policy.clone(),
+                object: object.clone(),
+                rule,
+                target,
+            };
+            targets.into_iter().map(permit).collect::<Vec<_>>()
+        };
+        rules.iter().enumerate().flat_map(of_rule).collect()
+    }
+}
+
+/// Whether something that was loaded or attached under an earlier policy may stay under this one.
+impl Policy {
+    /// This object, loaded from the file with this digest.
+    pub fn still_approves(&self, object: &ObjectName, digest: &[u8; 32]) -> bool {
+        // Without a digest in the policy, root's file was approved when it was loaded.
+        let same = |rules: &Object| rules.sha256.is_none_or(|approved| approved == *digest);
+        self.objects.get(object).is_some_and(same)
+    }
+
+    /// This program of it, as a program of this kind.
+    pub fn still_names(&self, object: &ObjectName, program: &ProgramName, kind: Kind) -> bool {
+        let rules = self.objects.get(object).map_or(&[][..], |rules| &rules.programs);
+        rules.iter().any(|rule| rule.program == *program && rule.hook.kind() == kind)
+    }
+
+    /// The rules that attach this program of it, under this kind of hook, to this target.
+    pub fn rules_for<'a>(
+        &'a self,
+        object: &ObjectName,
+        program: &'a ProgramName,
+        kind: Kind,
+        target: &'a Target,
+    ) -> impl Iterator<Item = &'a ProgramRule> {
+        let rules = self.objects.get(object).map_or(&[][..], |rules| &rules.programs);
+        rules.iter().filter(move |rule| {
+            rule.program == *program && rule.hook.kind() == kind && rule.hook.allows(target)
+        })
+    }
+}
+
+impl Object {
+    /// Its programs, each once.
+    fn program_names(&self) -> Vec<ProgramName> {
+        let mut names: Vec<ProgramName> = Vec::new();
+        for rule in &self.programs {
+            if !names.contains(&rule.program) {
+                names.push(rule.program.clone());
+            }
+        }
+        names
     }
 }
 

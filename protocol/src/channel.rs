@@ -153,15 +153,45 @@ impl Channel {
         Self::from_fd(inherited_fd(fd)?)
     }
 
+    /// Takes the next connection of a listening socket of this kind.
+    pub fn accept(listener: BorrowedFd<'_>) -> io::Result<Self> {
+        // SAFETY: accept4 is given no address to write.
+        let fd = unsafe {
+            libc::accept4(
+                listener.as_raw_fd(),
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+                libc::SOCK_CLOEXEC,
+            )
+        };
+        let fd = Errno::result(fd)?;
+        // SAFETY: the kernel has just made this descriptor for us.
+        Self::from_fd(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    /// Connects to a socket of this kind, without waiting: [`ChannelError::NotNow`] if the one who listens is too busy.
+    pub fn connect(path: &std::path::Path) -> Result<Self, ChannelError> {
+        use nix::sys::socket::{UnixAddr, connect, socket};
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+        connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+        Ok(Self::own(fd))
+    }
+
     fn own(socket: OwnedFd) -> Self {
         Self { socket, buffer: Vec::new() }
     }
 
     /// Send and receive fail with [`ChannelError::NotNow`] after so many seconds; 0 is never.
     pub fn set_timeouts(&self, send_seconds: i64, receive_seconds: i64) -> io::Result<()> {
-        setsockopt(&self.socket, sockopt::SendTimeout, &TimeVal::seconds(send_seconds))?;
+        self.set_send_timeout(send_seconds)?;
         setsockopt(&self.socket, sockopt::ReceiveTimeout, &TimeVal::seconds(receive_seconds))?;
         Ok(())
+    }
+
+    /// Send fails with [`ChannelError::NotNow`] after so many seconds.
+    pub fn set_send_timeout(&self, seconds: i64) -> io::Result<()> {
+        Ok(setsockopt(&self.socket, sockopt::SendTimeout, &TimeVal::seconds(seconds))?)
     }
 
     /// From now on nothing waits: [`ChannelError::NotNow`] instead.

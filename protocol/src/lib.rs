@@ -27,11 +27,17 @@ pub mod refusal;
 /// The Varlink interface that clients speak, word for word.
 pub const INTERFACE: &str = include_str!("../io.bpfgate.varlink");
 
+/// The interface for the administrator, on a socket of its own.
+pub const ADMIN_INTERFACE: &str = include_str!("../io.bpfgate.Admin.varlink");
+
+/// Where the administrator finds the broker.
+pub const ADMIN_SOCKET: &str = "/run/bpfgate/io.bpfgate.Admin";
+
 /// Where clients find the broker if nothing else is said.
 pub const DEFAULT_SOCKET: &str = "/run/bpfgate/io.bpfgate";
 
 /// The version of the inner channels; broker, helper and loader of different versions refuse each other.
-pub const INNER_VERSION: u32 = 1;
+pub const INNER_VERSION: u32 = 2;
 
 #[cfg(test)]
 mod tests {

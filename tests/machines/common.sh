@@ -52,6 +52,19 @@ lock() { # FILE
   }
 }
 
+# Makes the tree DIRECTORY/root into the disk DIRECTORY/root.ext4.
+make_disk() { # DIRECTORY
+  local size
+  need mke2fs e2fsprogs
+  size=$(($(du -sm "$1/root" | cut -f1) + 1024))
+  # Sparse. Without journal and checksums, because every change to it is thrown away.
+  rm -f "$1/root.ext4.new"
+  truncate --size="${size}M" "$1/root.ext4.new"
+  mke2fs -q -t ext4 -O ^has_journal,^metadata_csum -E lazy_itable_init=1 -m 0 -d "$1/root" "$1/root.ext4.new" ||
+    die "mke2fs failed; is there space in $1?"
+  mv "$1/root.ext4.new" "$1/root.ext4"
+}
+
 # The Debian archive (main) and its security archive, as this machine's apt has them configured.
 # Fallback, e.g. on Ubuntu: the ones everybody has.
 find_mirrors() {

@@ -22,6 +22,9 @@ TIMEOUT = 124
 # The directory of the job, as the machine sees it.
 GUEST = "/run/machine"
 
+IMAGES = ["bookworm", "trixie", "bookworm-installed", "trixie-installed"]
+IMAGES_HELP = "bookworm or trixie; with -installed behind it, the package is in it"
+
 # A service of its own behind multi-user.target, so that the start of the machine does not wait for
 # it: jobs of systemctl run as usual, and is-system-running says what it would say. Type=exec,
 # because a oneshot would stay "activating". ExecStopPost reports even a killed command.
@@ -105,6 +108,12 @@ def build(*command):
     if process.returncode != 0:
         fail(f"'{' '.join(command)}' failed", NO_RESULT)
     return answer.strip()
+
+
+def build_image(name, *options):
+    """Makes an image of IMAGES, if it is missing or outdated."""
+    suite, _, installed = name.partition("-")
+    build("installed" if installed else "image", suite, *options)
 
 
 def mapping(text):

@@ -31,9 +31,11 @@ pub struct Gate {
     _alone: Flock<File>,
 }
 
-/// The workspace.
-pub fn workspace() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate is in the workspace")
+/// The workspace; on another machine, what was copied of it.
+pub fn workspace() -> PathBuf {
+    let here =
+        || Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate is in the workspace").into();
+    std::env::var_os("BPFGATE_WORKSPACE").map_or_else(here, PathBuf::from)
 }
 
 /// Where the programs under test are.
@@ -51,6 +53,29 @@ pub fn sha256(path: &Path) -> String {
     let output = Command::new("sha256sum").arg(path).output().expect("sha256sum is there");
     assert!(output.status.success(), "{} cannot be read", path.display());
     String::from_utf8_lossy(&output.stdout).split(' ').next().unwrap_or_default().to_owned()
+}
+
+/// The text of a policy, see [`Gate::policy`]. Objects are copied to a directory.
+pub fn fill(text: &str, objects: &Path) -> String {
+    let client = "[[client]]\nuser = 12345\nmay = [\"load\", \"attach\", \"maps\"]\n";
+    let mut text = text.replace("{client}", client).replace("{interface}", INTERFACE);
+    while let Some(start) = text.find("{object:") {
+        let end = start + text[start..].find('}').expect("a closing brace");
+        let path = object_in(objects, &text[start + "{object:".len()..end]);
+        let filled = format!("path = \"{}\"\nsha256 = \"{}\"", path.display(), sha256(&path));
+        text.replace_range(start..=end, &filled);
+    }
+    format!("version = 1\n{text}")
+}
+
+/// A copy of a BPF object in a directory; made when first asked for.
+pub fn object_in(directory: &Path, name: &str) -> PathBuf {
+    let path = directory.join(format!("{name}.bpf.o"));
+    if !path.exists() {
+        fs::copy(bpf_object(name), &path).expect("BPF objects are made by `make bpf`");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("its mode");
+    }
+    path
 }
 
 impl Gate {
@@ -112,25 +137,12 @@ impl Gate {
 
     /// The whole text of a policy.
     pub fn fill(&self, text: &str) -> String {
-        let client = "[[client]]\nuser = 12345\nmay = [\"load\", \"attach\", \"maps\"]\n";
-        let mut text = text.replace("{client}", client).replace("{interface}", INTERFACE);
-        while let Some(start) = text.find("{object:") {
-            let end = start + text[start..].find('}').expect("a closing brace");
-            let path = self.object(&text[start + "{object:".len()..end]);
-            let filled = format!("path = \"{}\"\nsha256 = \"{}\"", path.display(), sha256(&path));
-            text.replace_range(start..=end, &filled);
-        }
-        format!("version = 1\n{text}")
+        fill(text, &self.dir.join("objects"))
     }
 
     /// A copy of a BPF object in the directory of this test; made when first asked for.
     pub fn object(&self, name: &str) -> PathBuf {
-        let path = self.dir.join(format!("objects/{name}.bpf.o"));
-        if !path.exists() {
-            fs::copy(bpf_object(name), &path).expect("BPF objects are made by `make bpf`");
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("its mode");
-        }
-        path
+        object_in(&self.dir.join("objects"), name)
     }
 
     /// A client that is `who`; the session is not opened.

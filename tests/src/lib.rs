@@ -13,6 +13,7 @@
 //! | [`counting`] | programs that count |
 //! | [`peer`] | a lying broker: speaks straight to a real helper |
 //! | [`user`] | threads that are somebody else |
+//! | [`services`] | bpfgate under a running systemd |
 //! | [`sys`] | every unsafe block |
 //!
 //! Tests that need root print `skipped: needs root` elsewhere. They run one at a time, whatever starts them: a
@@ -29,6 +30,7 @@ pub mod network;
 pub mod peer;
 pub mod process;
 pub mod raw;
+pub mod services;
 pub mod sys;
 pub mod user;
 
@@ -41,9 +43,14 @@ use std::time::{Duration, Instant};
 /// What has to happen soon happens in this time: the promise is one second.
 pub const SOON: Duration = Duration::from_secs(1);
 
-/// Waits until `done`; whether it came to that within `limit`.
+/// How many times slower than an ordinary machine this one is, such as one that is emulated.
+pub fn slowness() -> u32 {
+    std::env::var("BPFGATE_SLOW").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+/// Waits until `done`; whether it came to that within `limit`, on an ordinary machine.
 pub fn wait_until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
-    let end = Instant::now() + limit;
+    let end = Instant::now() + limit * slowness();
     loop {
         if done() {
             return true;

@@ -21,7 +21,8 @@ const HOLD: &str = "600";
 pub struct Network {
     /// The inode of the broker's network namespace: whoever is in it belongs to this test.
     pub id: u64,
-    holder: Child,
+    /// None: the namespace of this process, in a machine of the tests' own.
+    holder: Option<Child>,
     peer: Child,
     /// Sockets on the other side and on the broker's side.
     senders: [UdpSocket; 2],
@@ -30,17 +31,33 @@ pub struct Network {
 impl Network {
     /// Makes both namespaces and what connects them.
     pub fn new() -> Self {
-        let (holder, peer) = (hold(), hold());
-        connect(holder.id(), peer.id());
+        Self::between(Some(hold()))
+    }
+
+    /// Connects this process's namespace with a new one. Nothing but what a test sends comes in: no neighbour is asked
+    /// for, and nothing is announced.
+    pub fn from_here() -> Self {
+        Self::between(None)
+    }
+
+    fn between(holder: Option<Child>) -> Self {
+        let peer = hold();
+        let here = holder.as_ref().map_or_else(std::process::id, Child::id);
+        connect(here, peer.id(), holder.is_none());
         let sender = |pid| in_network(pid, || UdpSocket::bind("0.0.0.0:0").expect("a socket"));
-        let senders = [sender(peer.id()), sender(holder.id())];
-        let id = process::network(holder.id().cast_signed()).expect("the holder runs");
+        let senders = [sender(peer.id()), sender(here)];
+        let id = process::network(here.cast_signed()).expect("the holder runs");
         Self { id, holder, peer, senders }
     }
 
     /// A process in the broker's namespaces.
     pub fn holder(&self) -> u32 {
-        self.holder.id()
+        self.holder.as_ref().map_or_else(std::process::id, Child::id)
+    }
+
+    /// A socket on the other side, and where to send to.
+    pub fn sender(&self) -> (UdpSocket, &'static str) {
+        (self.senders[0].try_clone().expect("a descriptor"), ADDRESS)
     }
 
     /// A command in the broker's namespaces, as root.
@@ -71,7 +88,9 @@ impl Default for Network {
 
 /// Starts a process with network and mount namespaces of its own; tracefs is mounted there.
 fn hold() -> Child {
-    let script = format!("mount -t tracefs tracefs /sys/kernel/tracing; echo ready; exec sleep {HOLD}");
+    let script = format!(
+        "test -e /sys/kernel/tracing/events || mount -t tracefs tracefs /sys/kernel/tracing; echo ready; exec sleep {HOLD}"
+    );
     let mut command = Command::new("unshare");
     command.args(["--net", "--mount", "--propagation", "private", "--", "sh", "-c", &script]);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("unshare is there");
@@ -82,7 +101,7 @@ fn hold() -> Child {
     child
 }
 
-fn connect(holder: u32, peer: u32) {
+fn connect(holder: u32, peer: u32, quiet: bool) {
     let ip = |pid: u32, line: &str| {
         let mut command = Command::new("nsenter");
         let command = command.arg(format!("--net=/proc/{pid}/ns/net")).args(["--", "ip"]);
@@ -91,6 +110,12 @@ fn connect(holder: u32, peer: u32) {
     };
     ip(holder, &format!("link add {INTERFACE} type veth peer name {PEER_INTERFACE} netns {peer}"));
     ip(holder, "link set lo up");
+    if quiet {
+        for (pid, interface) in [(holder, INTERFACE), (peer, PEER_INTERFACE)] {
+            ip(pid, &format!("link set {interface} addrgenmode none"));
+            ip(pid, &format!("link set {interface} arp off"));
+        }
+    }
     ip(holder, &format!("address add {ADDRESS}/24 dev {INTERFACE}"));
     ip(holder, &format!("link set {INTERFACE} up"));
     ip(peer, &format!("address add {PEER_ADDRESS}/24 dev {PEER_INTERFACE}"));
@@ -106,7 +131,10 @@ fn send(from: &UdpSocket, to: &str, count: usize) {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        for holder in [&mut self.holder, &mut self.peer] {
+        if self.holder.is_none() {
+            let _ = Command::new("ip").args(["link", "del", INTERFACE]).status();
+        }
+        for holder in self.holder.iter_mut().chain([&mut self.peer]) {
             let _ = holder.kill();
             let _ = holder.wait();
         }

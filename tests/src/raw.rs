@@ -31,7 +31,11 @@ pub struct Refused {
 impl Raw {
     /// Connects as `who`.
     pub fn connect(gate: &Gate, who: &Who) -> Self {
-        let stream = gate.connect(who);
+        Self::on(gate.connect(who))
+    }
+
+    /// Speaks on a connection that exists.
+    pub fn on(stream: UnixStream) -> Self {
         // Longer than the broker waits for anything that these tests do.
         stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
         Self { stream, unread: Vec::new(), fds: Vec::new() }

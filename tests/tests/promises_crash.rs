@@ -89,7 +89,7 @@ fn promise_10_a_worker_that_is_killed_mid_load_costs_that_load_only() {
     let before = gate.baseline();
     let mut raw = mid_load(&gate, 2);
     match raw.reply() {
-        Err(refused) => assert_eq!(refused.error, "io.bpfgate.Object", "{refused:?}"),
+        Err(refused) => assert_eq!(refused.error, "io.bpfgate.Helper", "{refused:?}"),
         Ok((reply, _)) => panic!("the load was done: {reply}"),
     }
     // The session and what it had goes on, and so does loading.

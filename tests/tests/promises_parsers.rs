@@ -46,7 +46,7 @@ fn promise_01_a_helper_has_read_what_it_needs_and_opens_nothing() {
     gate.policy("app", POLICY);
     let before = gate.baseline();
     let peer = Peer::start(&gate, "app");
-    assert!(peer.sandbox.landlock_abi >= 3 && peer.sandbox.seccomp_filters >= 2, "{:?}", peer.sandbox);
+    assert!(peer.sandbox.landlock_abi >= 2 && peer.sandbox.seccomp_filters >= 2, "{:?}", peer.sandbox);
     assert_eq!(peer.sandbox.capabilities, 1 << 39 | 1 << 12);
     assert_eq!(process::status(peer.pid(), "Seccomp"), ["2"]);
     assert_eq!(process::status(peer.pid(), "Seccomp_filters"), ["2"]);

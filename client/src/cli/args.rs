@@ -76,7 +76,7 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: PolicyCommand,
     },
-    /// Say whether the broker answers, and what it is
+    /// Show what runs: broker, helpers, units, capabilities, sandbox, objects
     Status {
         #[command(flatten)]
         style: StyleArgs,
@@ -239,6 +239,18 @@ pub(crate) enum PolicyCommand {
     Show {
         /// A policy file
         file: PathBuf,
+        #[command(flatten)]
+        style: StyleArgs,
+    },
+    /// Put the installed policies into force: show what differs, restart the helpers it concerns (root)
+    ///
+    /// Helpers of changed policies are restarted: what they attached stays attached as far as the
+    /// policy still allows it. Helpers without a valid policy are stopped. All others stay as they
+    /// are.
+    Apply {
+        /// Only show what would be done
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         style: StyleArgs,
     },

@@ -1,5 +1,6 @@
 //! The commands and how they end.
 
+mod apply;
 mod args;
 mod attach;
 mod exec;
@@ -48,6 +49,9 @@ pub(crate) fn run() -> ExitCode {
             policy::check(files, style.into())
         }
         Command::Policy { command: PolicyCommand::Show { file, style } } => policy::show(file, style.into()),
+        Command::Policy { command: PolicyCommand::Apply { dry_run, style } } => {
+            apply::run(*dry_run, style.into())
+        }
         Command::Status { style } => status::run(socket, style.into()),
     };
     outcome.unwrap_or_else(Failure::report)

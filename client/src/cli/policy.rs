@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Exit code of an invalid policy.
-const INVALID: u8 = 4;
+pub(super) const INVALID: u8 = 4;
 
 /// Checks policy files, all installed ones if none is given; 4 if one is invalid.
 pub(crate) fn check(paths: &[PathBuf], style: Style) -> Outcome {

@@ -74,6 +74,8 @@ pub enum ToHelper {
         /// Which session.
         session: SessionId,
     },
+    /// Row `Survey`.
+    Survey,
 }
 
 /// What a session asks for.
@@ -132,7 +134,7 @@ pub enum Verb {
 }
 
 /// The table of this channel.
-pub const ROWS: [Row; 9] = [
+pub const ROWS: [Row; 10] = [
     Row {
         name: "Open",
         from: Process::Broker,
@@ -196,6 +198,13 @@ pub const ROWS: [Row; 9] = [
         fds_out: "",
         doc: "Ends a session and releases what it loaded; the client's end of the socket has the same effect.",
     },
+    Row {
+        name: "Survey",
+        from: Process::Broker,
+        fds_in: "",
+        fds_out: "",
+        doc: "Names all instances, for the administrator; it changes nothing and gives nobody anything.",
+    },
 ];
 
 impl ToHelper {
@@ -211,6 +220,7 @@ impl ToHelper {
             Self::Ask { verb: Verb::ReadMap { .. }, .. } => 6,
             Self::Ask { verb: Verb::List, .. } => 7,
             Self::Close { .. } => 8,
+            Self::Survey => 9,
         }]
     }
 }
@@ -326,6 +336,13 @@ pub enum Outcome {
     },
     /// `List`.
     Instances(Vec<InstanceInfo>),
+    /// `Survey`.
+    Survey {
+        /// Open sessions.
+        sessions: u32,
+        /// All instances; no map of theirs is named.
+        instances: Vec<InstanceInfo>,
+    },
     /// No. A verifier log that does not fit goes in a memfd.
     Refused {
         /// Why.
@@ -366,7 +383,7 @@ impl Message for FromHelper {
             Outcome::Attached { fd, .. } => usize::from(*fd),
             Outcome::Map(map) => usize::from(map.fd),
             Outcome::Refused { log, .. } => log.fds(),
-            Outcome::Done | Outcome::Entries { .. } | Outcome::Instances(_) => 0,
+            Outcome::Done | Outcome::Entries { .. } | Outcome::Instances(_) | Outcome::Survey { .. } => 0,
         }
     }
 }

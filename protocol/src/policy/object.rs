@@ -9,17 +9,27 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use sha2::{Digest, Sha256};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// The largest object file in bytes. libbpf reads all of it.
 const MAX_OBJECT: u64 = 16 << 20;
 
+/// A sealed copy of an object, and its SHA-256.
+#[derive(Debug)]
+pub struct Approved {
+    /// The copy.
+    pub copy: OwnedFd,
+    /// Its digest.
+    pub digest: [u8; 32],
+}
+
 /// Opens an object, copies it, and compares the copy: from here on only the sealed copy counts.
 ///
 /// Errors: `Object` (not there, not the approved bytes, or writable by others and without a digest)
-pub fn approve(name: &ObjectName, object: &Object) -> Result<OwnedFd, Refusal> {
+pub fn approve(name: &ObjectName, object: &Object) -> Result<Approved, Refusal> {
     let refuse = |why: String| Refusal::object(format!("the file of object {name} {why}"));
     let path = Path::new(object.path.as_str());
     let (fd, stat) = match object.sha256 {
@@ -53,15 +63,21 @@ pub fn approve(name: &ObjectName, object: &Object) -> Result<OwnedFd, Refusal> {
     if object.sha256.is_some_and(|expected| expected != digest) {
         return Err(refuse("is not the one that the policy approves: its SHA-256 differs".into()));
     }
-    seal(&bytes).map_err(|e| refuse(format!("cannot be copied: {e}")))
+    let copy = sealed("bpfgate-object", &bytes).map_err(|e| refuse(format!("cannot be copied: {e}")))?;
+    Ok(Approved { copy, digest })
 }
 
-fn seal(bytes: &[u8]) -> std::io::Result<OwnedFd> {
-    let mut file =
-        File::from(memfd_create("bpfgate-object", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
-    file.write_all(bytes)?;
-    let seals =
-        SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
-    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+/// Nobody changes a memfd with these.
+pub const SEALS: SealFlag = SealFlag::F_SEAL_SEAL
+    .union(SealFlag::F_SEAL_SHRINK)
+    .union(SealFlag::F_SEAL_GROW)
+    .union(SealFlag::F_SEAL_WRITE);
+
+/// Bytes in a memfd that nobody changes any more.
+pub fn sealed(name: &str, bytes: &[u8]) -> std::io::Result<OwnedFd> {
+    let file = File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
+    // pwrite, which the filters keep away from standard error.
+    file.write_all_at(bytes, 0)?;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(SEALS))?;
     Ok(file.into())
 }

@@ -1,0 +1,45 @@
+//! `bpfgate-helper APP --prepare`: what only root may open, opened by root from the policy alone, and left with the
+//! service manager for the helper that starts next. A step of its own, so that the helper needs no capability for it.
+
+use crate::Arguments;
+use crate::inventory::{self, Prepared};
+use bpfgate_lockdown::{Fatal, Step};
+use bpfgate_protocol::names::AppName;
+use bpfgate_protocol::policy::Hook;
+use bpfgate_systemd::manager::Manager;
+use std::os::fd::AsFd;
+
+pub(crate) fn run(app: &AppName, arguments: &Arguments) -> Result<(), Fatal> {
+    let (manager, _kept) = Manager::from_environment()?;
+    if !manager.is_there() {
+        return Err(Fatal(
+            "NOTIFY_SOCKET is missing: a unit runs this, and NotifyAccess=exec lets it".into(),
+        ));
+    }
+    let policy = crate::policy(app, arguments)?;
+    for rule in policy.objects.values().flat_map(|object| &object.programs) {
+        let prepared = match &rule.hook {
+            Hook::Tracepoint { events } => events
+                .iter()
+                .map(|event| (Prepared::event(event), inventory::open_tracepoint(event)))
+                .collect(),
+            Hook::Uprobe { binary, .. } => {
+                vec![(Prepared::binary(binary), inventory::open_binary(binary).map(|fd| vec![fd]))]
+            }
+            _ => Vec::new(),
+        };
+        for (name, opened) in prepared {
+            // Those of the last start are used up, or about to be.
+            manager.forget(&name).step("the service manager")?;
+            match opened {
+                Ok(fds) => {
+                    for fd in fds {
+                        manager.keep(&name, fd.as_fd()).step("the service manager")?;
+                    }
+                }
+                Err(refusal) => eprintln!("bpfgate-helper: {}: {}", policy.at(rule.line), refusal.why),
+            }
+        }
+    }
+    manager.settle().step("the service manager")
+}

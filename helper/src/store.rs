@@ -1,0 +1,181 @@
+//! What outlives this process: programs, maps and links of instances that are kept, and one record of what they are,
+//! each with the service manager under a name that says kind and id.
+//!
+//! The order makes every crash harmless. New: descriptors, then the record that names them, then the answer. Gone: the
+//! kernel's link, then the record without it, then the descriptors. What no record names is nobody's and is closed.
+//! [`crate::restore`] is the way back.
+
+use crate::attach::Way;
+use crate::state::{Instance, State};
+use bpfgate_lockdown::{Fatal, Step};
+use bpfgate_protocol::codec;
+use bpfgate_protocol::messages::helper::{LinkInfo, ProgramInfo};
+use bpfgate_protocol::messages::{InstanceId, LinkId};
+use bpfgate_protocol::names::{MapName, ObjectName, ProgramName};
+use bpfgate_protocol::policy::object::sealed;
+use bpfgate_protocol::refusal::Refusal;
+use bpfgate_systemd::manager::Manager;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::AsFd;
+
+/// What is kept, besides descriptors.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// Numbers that were given already.
+    pub(crate) last_instance: u64,
+    pub(crate) last_link: u64,
+    /// Links to interfaces are of this network namespace.
+    pub(crate) network: (u64, u64),
+    pub(crate) instances: Vec<InstanceRecord>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct InstanceRecord {
+    pub(crate) id: InstanceId,
+    pub(crate) object: ObjectName,
+    /// Of the file that it was loaded from.
+    pub(crate) digest: [u8; 32],
+    pub(crate) map_bytes: u64,
+    /// Each with the kernel's number for it: a descriptor of this name has to be just that.
+    pub(crate) programs: Vec<(ProgramInfo, u32)>,
+    pub(crate) maps: Vec<(MapName, u32)>,
+    pub(crate) links: Vec<LinkRecord>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct LinkRecord {
+    pub(crate) info: LinkInfo,
+    pub(crate) way: Way,
+    pub(crate) shared: bool,
+    pub(crate) number: u32,
+}
+
+/// The names that descriptors are kept under.
+pub(crate) fn program_name(id: InstanceId, name: &ProgramName) -> String {
+    format!("program-{}-{name}", id.0)
+}
+
+pub(crate) fn map_name(id: InstanceId, name: &MapName) -> String {
+    format!("map-{}-{name}", id.0)
+}
+
+pub(crate) fn link_name(id: LinkId) -> String {
+    format!("link-{}", id.0)
+}
+
+/// Records are numbered; the newest one counts.
+pub(crate) const RECORD: &str = "state-";
+
+pub(crate) struct Store {
+    pub(crate) manager: Manager,
+    /// The number of the newest record, 0 for none.
+    pub(crate) generation: u64,
+}
+
+impl Store {
+    pub(crate) fn new(manager: Manager) -> Self {
+        Self { manager, generation: 0 }
+    }
+
+    fn put(&mut self, record: &Record) -> io::Result<()> {
+        let bytes = codec::encode(record).map_err(io::Error::other)?;
+        let old = self.generation;
+        self.generation += 1;
+        let file = sealed("bpfgate-state", &bytes)?;
+        self.manager.keep(&format!("{RECORD}{}", self.generation), file.as_fd())?;
+        if old > 0 {
+            self.manager.forget(&format!("{RECORD}{old}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Whatever goes wrong with the service manager: what cannot be kept is not made.
+fn failed(error: &io::Error) -> Refusal {
+    eprintln!("bpfgate-helper: keeping descriptors with the service manager: {error}");
+    Refusal::helper("the service manager does not keep what was made, so it was taken down again")
+}
+
+impl State {
+    /// Whether things are kept at all.
+    pub(crate) fn keeps(&self) -> bool {
+        self.policy.keep.is_persistent() && self.store.manager.is_there()
+    }
+
+    fn record(&self) -> Result<Record, nix::errno::Errno> {
+        let number = bpfgate_bpf::object_id;
+        let instance = |(id, instance): (&InstanceId, &Instance)| {
+            let programs = instance.programs.iter();
+            let links = instance.links.iter().map(|link| {
+                let (info, way, shared) = (link.info.clone(), link.way, link.shared);
+                Ok(LinkRecord { info, way, shared, number: number(link.fd().as_fd())? })
+            });
+            Ok(InstanceRecord {
+                id: *id,
+                object: instance.object.clone(),
+                digest: instance.digest,
+                map_bytes: instance.map_bytes,
+                programs: programs
+                    .map(|p| Ok((p.info.clone(), number(p.fd.as_fd())?)))
+                    .collect::<Result<_, _>>()?,
+                maps: instance
+                    .maps
+                    .iter()
+                    .map(|m| Ok((m.name.clone(), number(m.fd.as_fd())?)))
+                    .collect::<Result<_, _>>()?,
+                links: links.collect::<Result<_, _>>()?,
+            })
+        };
+        Ok(Record {
+            last_instance: self.last_instance,
+            last_link: self.last_link,
+            network: self.inventory.network_id,
+            instances: self.instances.iter().map(instance).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Has the record of what is there now kept.
+    pub(crate) fn save(&mut self) -> Result<(), Refusal> {
+        if !self.keeps() {
+            return Ok(());
+        }
+        let record =
+            self.record().map_err(|errno| Refusal::kernel("BPF_OBJ_GET_INFO_BY_FD", errno as i32))?;
+        self.store.put(&record).map_err(|error| failed(&error))
+    }
+
+    /// Has what is there under these names kept, and then the record that names it.
+    pub(crate) fn keep_again(&mut self, names: &BTreeSet<&String>) -> Result<(), Refusal> {
+        if !self.keeps() {
+            return Ok(());
+        }
+        for (name, fd) in self.kept_names().iter().filter(|(name, _)| names.contains(name)) {
+            self.store.manager.keep(name, fd.as_fd()).map_err(|error| failed(&error))?;
+        }
+        self.save()
+    }
+
+    /// Has descriptors forgotten that the record does not name any more, and waits until they are closed: what was
+    /// attached is not attached any more when this returns.
+    pub(crate) fn forget(&mut self, names: &[String]) {
+        if !self.store.manager.is_there() || names.is_empty() {
+            return;
+        }
+        let manager = &self.store.manager;
+        let forgotten =
+            names.iter().try_for_each(|name| manager.forget(name)).and_then(|()| manager.settle());
+        if let Err(error) = forgotten {
+            eprintln!("bpfgate-helper: the service manager may still keep {}: {error}", names.join(", "));
+        }
+    }
+
+    /// Says that this process serves, as far as there is somebody to say it to.
+    pub(crate) fn say_ready(&self) -> Result<(), Fatal> {
+        // The digest tells `bpfgate policy apply` which policy is in force here.
+        let digest = self.policy.digest.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+        let status = format!("serving {}, SHA-256 {digest}", self.policy.file);
+        self.store.manager.ready(&status).step("telling the service manager")
+    }
+}

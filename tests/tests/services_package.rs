@@ -1,0 +1,54 @@
+//! Services: the package.
+
+use bpfgate_tests::services::{
+    A_WHILE, BROKER, COUNTER, Traffic, helper, journal, main_process, packets, said,
+};
+use bpfgate_tests::{wait_until, workspace};
+use std::process::Command;
+
+/// The package under test, where `make systemd-test` and `make vm-test` put it.
+fn package() -> std::path::PathBuf {
+    workspace().join("bpfgate.deb")
+}
+
+fn run(line: &str) -> String {
+    let output = Command::new("sh").args(["-c", line]).output().unwrap();
+    assert!(output.status.success(), "{line}: {}", said(&output));
+    said(&output)
+}
+
+#[test]
+fn an_upgrade_misses_no_packet() {
+    let gate = bpfgate_tests::services!();
+    gate.apply_policy("upgrade", COUNTER);
+    let mut client = gate.session("upgrade");
+    let counters = gate.count_packets(&mut client);
+    drop(client);
+    let start = packets(&counters);
+    let before = [main_process(BROKER), main_process(&helper("upgrade"))];
+    // The next build: other bytes under another version.
+    let (old, tree) = (package(), "/tmp/bpfgate-next");
+    run(&format!("rm -rf {tree} && dpkg-deb -R {} {tree}", old.display()));
+    run(&format!(
+        "sed -i 's/^Version: .*/Version: 99.0-1/' {tree}/DEBIAN/control && echo >> {tree}/usr/libexec/bpfgate/bpfgate-helper"
+    ));
+    run(&format!(
+        "cd {tree} && find . -type f ! -path './DEBIAN/*' -printf '%P\\0' | xargs -0 md5sum > DEBIAN/md5sums"
+    ));
+    run(&format!("dpkg-deb -Znone -b {tree} {tree}.deb"));
+    let traffic = Traffic::begin(&gate.network);
+    run(&format!("DEBIAN_FRONTEND=noninteractive dpkg -i {tree}.deb"));
+    let sent = traffic.end();
+    assert!(
+        wait_until(A_WHILE, || packets(&counters) - start == sent),
+        "{sent} sent, {} counted",
+        packets(&counters) - start
+    );
+    println!("{sent} packets during the upgrade, 0 uncounted");
+    let after = [main_process(BROKER), main_process(&helper("upgrade"))];
+    assert!(before[0] != after[0] && before[1] != after[1], "the old build still runs");
+    assert_eq!(gate.session_again("upgrade").list().unwrap()[0].links.len(), 1, "{}", journal());
+    run(&format!("DEBIAN_FRONTEND=noninteractive dpkg -i --force-downgrade {}", old.display()));
+    assert_eq!(gate.session_again("upgrade").list().unwrap()[0].links.len(), 1, "{}", journal());
+    run(&format!("rm -rf {tree} {tree}.deb"));
+}
