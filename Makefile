@@ -5,7 +5,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
-.PHONY: all build bpf deps install uninstall deb test demo bench lint clean help
+.PHONY: all build bpf deps machine-deps install uninstall deb test systemd-test vm-test stage demo bench lint clean help
 
 # rustup puts cargo where a shell finds it only after the next login.
 ifndef CARGO
@@ -32,6 +32,16 @@ PACKAGES += systemd      # systemd-analyze, for the tests of the units; it need 
 PACKAGES += dpkg-dev     # dpkg-shlibdeps, for the dependencies of the package
 PACKAGES := $(strip $(PACKAGES))
 
+# What the machines of `make systemd-test` and `make vm-test` need beside that.
+MACHINE_PACKAGES := systemd-container         # systemd-nspawn
+MACHINE_PACKAGES += mmdebstrap                # makes Debian trees
+MACHINE_PACKAGES += debian-archive-keyring    # signs what goes in there
+VM_PACKAGES := qemu-system-x86                # emulates them; for an old one, tests/machines/qemu unpacks a newer
+VM_PACKAGES += e2fsprogs squashfs-tools cpio  # makes their disks
+VM_PACKAGES += kmod xz-utils zstd             # unpacks their kernels and modules
+MACHINE_PACKAGES := $(strip $(MACHINE_PACKAGES))
+VM_PACKAGES := $(strip $(VM_PACKAGES))
+
 BPF_SOURCES := $(wildcard policies/bpf/*.bpf.c tests/bpf/*.bpf.c)
 BPF_HEADERS := $(wildcard tests/bpf/*.bpf.h)
 BPF_OBJECTS := $(patsubst %.bpf.c,target/bpf/%.bpf.o,$(notdir $(BPF_SOURCES)))
@@ -57,29 +67,37 @@ target/bpf/%.bpf.o: %.bpf.c $(BPF_HEADERS) Makefile | deps
 	$(CLANG) $(BPF_FLAGS) -c $< -o $@
 
 deps: ## Install what is missing to build and test (apt; Debian 12, 13, Ubuntu)
-	@missing=; \
-	if command -v dpkg-query >/dev/null; then \
-	  have=" $$(dpkg-query -W -f='$${db:Status-Status}=$${Package} ' $(PACKAGES) 2>/dev/null || true)"; \
-	  for p in $(PACKAGES); do [[ $$have == *" installed=$$p "* ]] || missing+=" $$p"; done; \
-	else \
-	  for c in clang gcc pkg-config ip ping python3; do command -v $$c >/dev/null || missing+=" $$c"; done; \
-	fi; \
-	if [[ -n $$missing ]]; then \
-	  if ! command -v apt-get >/dev/null; then \
-	    echo "make deps: please install:$$missing (on Debian the packages are: $(PACKAGES))" >&2; exit 1; \
-	  fi; \
-	  root=; \
-	  if [[ $$(id -u) != 0 ]]; then \
-	    if ! command -v sudo >/dev/null; then \
-	      echo "make deps: sudo is missing; as root, run: apt-get install$$missing" >&2; exit 1; \
-	    fi; \
-	    root=sudo; \
-	  fi; \
-	  echo "make deps: installing$$missing"; \
-	  $$root apt-get update -q; \
-	  $$root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
-	fi
+	@$(call install_packages,$(PACKAGES),clang gcc pkg-config ip ping python3)
 	@command -v $(CARGO) >/dev/null || { echo "make deps: Rust is missing; https://rustup.rs tells how to install it" >&2; exit 1; }
+
+machine-deps: deps
+	@$(call install_packages,$(MACHINE_PACKAGES),systemd-nspawn mmdebstrap)
+
+# $(1): packages; $(2): commands that tell, where there is no dpkg, whether they are there.
+define install_packages
+missing=; \
+if command -v dpkg-query >/dev/null; then \
+  have=" $$(dpkg-query -W -f='$${db:Status-Status}=$${Package} ' $(1) 2>/dev/null || true)"; \
+  for p in $(1); do [[ $$have == *" installed=$$p "* ]] || missing+=" $$p"; done; \
+else \
+  for c in $(2); do command -v $$c >/dev/null || missing+=" $$c"; done; \
+fi; \
+if [[ -n $$missing ]]; then \
+  if ! command -v apt-get >/dev/null; then \
+    echo "make deps: please install:$$missing (on Debian the packages are: $(1))" >&2; exit 1; \
+  fi; \
+  root=; \
+  if [[ $$(id -u) != 0 ]]; then \
+    if ! command -v sudo >/dev/null; then \
+      echo "make deps: sudo is missing; as root, run: apt-get install$$missing" >&2; exit 1; \
+    fi; \
+    root=sudo; \
+  fi; \
+  echo "make deps: installing$$missing"; \
+  $$root apt-get update -q; \
+  $$root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
+fi
+endef
 
 # Where to install. systemd looks for units and generators in /usr and /usr/local only. DESTDIR goes before everything
 # and is meant for packages.
@@ -167,6 +185,20 @@ test: build ## All tests; as root those too that load BPF programs
 	  /^skipped: / { if (!n++) print "\nmake test: passed, but not all of it was run here:"; print "  " name ": " $$0 } \
 	  END { if (!n) print "\nmake test: passed, nothing was skipped" }' target/test.log
 
+# A tree of files for the machines; everything in it is built before.
+stage: deb
+	CARGO=$(CARGO) tests/machines/stage
+
+systemd-test: machine-deps stage ## The tests of the services, under systemd 252 and 257 in containers (root)
+	$(as_root) tests/machines/suites nspawn bookworm trixie
+
+VM_KERNELS ?= 6.1 6.12 newest
+vm-test: machine-deps stage ## All end-to-end tests under Debian kernels, emulated: an hour and more (root; VM_KERNELS="6.1 6.12 newest")
+	@$(call install_packages,$(VM_PACKAGES),qemu-system-x86_64 mke2fs mksquashfs)
+	$(as_root) tests/machines/suites vm $(VM_KERNELS)
+
+as_root = $$([[ $$(id -u) == 0 ]] || echo sudo --preserve-env=CARGO_TARGET_DIR)
+
 demo: build ## A packet counter without privilege, in a network namespace of its own (asks sudo once)
 	tests/demo.sh
 
@@ -182,4 +214,4 @@ clean: ## Remove everything that was built
 	rm -rf target
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -120,28 +120,38 @@ pub fn map_freeze(map: BorrowedFd<'_>) -> Result<(), Errno> {
     bpf(cmd::MAP_FREEZE, &mut ElemAttr { map_fd: number(map), ..Default::default() }).map(drop)
 }
 
-/// What the kernel says of the link behind `fd`. Of a map or program, only the id means anything.
-fn link_info(fd: BorrowedFd<'_>) -> Result<LinkInfo, Errno> {
+/// What the kernel says of a map, program or link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Description {
+    /// `enum bpf_map_type`, `bpf_prog_type` or `bpf_link_type`.
+    pub kind: u32,
+    /// Its number. Numbers of one kind are not used again while the machine runs.
+    pub id: u32,
+    /// Of a link: the number of its program.
+    pub program: u32,
+    /// Of a link to an interface: the index of that; 0 when it is gone.
+    pub interface: u32,
+    /// Of a link: whether what it was attached to is still there. The kernel detaches links of an interface or a cgroup
+    /// that goes away, and leaves them to their holders.
+    pub attached: bool,
+}
+
+/// Asks the kernel what is behind a descriptor of bpf(2). Whether that is a map, a program or a link, it does not say.
+pub fn describe(fd: BorrowedFd<'_>) -> Result<Description, Errno> {
     let mut info = LinkInfo::default();
     let info_len = u32::try_from(size_of::<LinkInfo>()).map_err(|_| Errno::E2BIG)?;
     let mut attr = InfoAttr { bpf_fd: number(fd), info_len, info: (&raw mut info) as u64 };
     bpf(cmd::OBJ_GET_INFO_BY_FD, &mut attr)?;
-    Ok(info)
-}
-
-/// The kernel's number for a map, program or link. Numbers of one kind are not used again while the machine runs.
-pub fn object_id(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
-    link_info(fd).map(|info| info.id)
-}
-
-/// Whether what a link was attached to is still there. The kernel detaches links of an interface or a cgroup that goes
-/// away, and leaves them to their holders.
-pub fn link_is_attached(link: BorrowedFd<'_>) -> Result<bool, Errno> {
-    let info = link_info(link)?;
-    Ok(match info.link_type {
-        link_type::XDP | link_type::TCX => info.target[0] != 0,
-        link_type::CGROUP => info.target != [0, 0],
-        _ => true,
+    Ok(Description {
+        kind: info.link_type,
+        id: info.id,
+        program: info.prog_id,
+        interface: info.target[0],
+        attached: match info.link_type {
+            link_type::XDP | link_type::TCX => info.target[0] != 0,
+            link_type::CGROUP => info.target != [0, 0],
+            _ => true,
+        },
     })
 }
 

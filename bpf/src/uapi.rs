@@ -157,9 +157,12 @@ pub struct LinkInfo {
 
 /// `enum bpf_link_type`, as far as it is used.
 pub mod link_type {
+    pub const RAW_TRACEPOINT: u32 = 1;
     pub const CGROUP: u32 = 3;
     pub const XDP: u32 = 6;
+    pub const PERF_EVENT: u32 = 7;
     pub const TCX: u32 = 11;
+    pub const UPROBE_MULTI: u32 = 12;
 }
 
 /// `BPF_RAW_TRACEPOINT_OPEN`.

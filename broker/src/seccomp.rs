@@ -8,6 +8,9 @@ const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
 #[allow(clippy::cast_possible_truncation)] // an ioctl number has 32 bits
 const TIOCOUTQ: u32 = libc::TIOCOUTQ as u32;
 
+/// Flags of open(2) that change something; landlock before ABI 3 lets `O_TRUNC` through.
+const WRITING: u64 = (libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND) as u64;
+
 /// The list; `service` adds the way to helpers behind sockets.
 #[rustfmt::skip]
 pub(crate) fn rows(service: bool) -> Vec<Row> {
@@ -26,7 +29,7 @@ pub(crate) fn rows(service: bool) -> Vec<Row> {
         row!(getsockname, SYS_getsockname, When::Always, "the kind of a helper's channel"),
         row!(fcntl, SYS_fcntl, When::OneOf(1, &[libc::F_SETFD as u32, libc::F_GETFD as u32, libc::F_SETFL as u32]), "descriptors from the spawner"),
         row!(ioctl, SYS_ioctl, When::OneOf(1, &[TIOCOUTQ]), "whether a client has read its last descriptors"),
-        row!(openat, SYS_openat, When::Always, "policies and accounts; landlock refuses everything else"),
+        row!(openat, SYS_openat, When::Without(2, WRITING), "policies and accounts; landlock refuses everything else"),
         row!(fstat, SYS_fstat, When::Always, "who can write a policy"),
         row!(newfstatat, SYS_newfstatat, When::Always, "fstat of newer C libraries"),
         row!(statx, SYS_statx, When::Always, "whether there is a policy"),

@@ -73,7 +73,8 @@ pub(crate) struct Server {
     deadlines: BTreeSet<(Instant, u64)>,
     helpers: BTreeMap<u64, Helper<Tag>>,
     helper_of: BTreeMap<AppName, u64>,
-    per_user: HashMap<u32, u32>,
+    /// Connections by user; those of administrators are counted apart.
+    per_user: HashMap<(u32, bool), u32>,
     max_connections: usize,
     max_per_user: u32,
     last_number: u64,
@@ -219,7 +220,8 @@ impl Server {
             let Ok((stream, _)) = door.listener.accept() else { return };
             let Ok(credentials) = getsockopt(&stream, sockopt::PeerCredentials) else { continue };
             let uid = credentials.uid();
-            let count = self.per_user.entry(uid).or_default();
+            let who = (uid, name == ADMIN);
+            let count = self.per_user.entry(who).or_default();
             if *count >= self.max_per_user {
                 let limit = self.max_per_user;
                 let refusal = Refusal::quota(format!("user {uid} has {limit} connections already"));
@@ -234,7 +236,7 @@ impl Server {
                 self.connections.insert(number, connection);
                 self.settle(number);
             } else {
-                self.leave(uid);
+                self.leave(who);
             }
         }
     }
@@ -251,11 +253,11 @@ impl Server {
         let _ = send_stream(stream.as_fd(), &reply::refusal(refusal, &request, ""), &[]);
     }
 
-    fn leave(&mut self, uid: u32) {
-        if let Some(count) = self.per_user.get_mut(&uid) {
+    fn leave(&mut self, who: (u32, bool)) {
+        if let Some(count) = self.per_user.get_mut(&who) {
             *count -= 1;
             if *count == 0 {
-                self.per_user.remove(&uid);
+                self.per_user.remove(&who);
             }
         }
         for door in self.doors.iter_mut().filter(|door| !door.open) {
@@ -354,7 +356,7 @@ impl Server {
             self.connections.insert(number, connection);
             self.settle(number);
         } else {
-            self.leave(connection.uid);
+            self.leave((connection.uid, connection.admin));
         }
     }
 
@@ -574,6 +576,7 @@ impl Server {
             }
             Err(error) => {
                 log::error!("{error}");
+                self.starter.failed(app, now);
                 return Err(Refusal::helper(
                     "the helper of this app cannot be started; the broker's log says why",
                 ));
@@ -749,16 +752,19 @@ impl Server {
         let Some(helper) = self.forget_helper(number) else { return Ok(()) };
         let app = helper.app.clone();
         log::error!("helper of {app}: {why}");
+        let mut told = Vec::new();
         for Request { message, tag } in helper.into_requests() {
             let Some(Asker { connection, peer, request, oneway }) = tag.asker else { continue };
             let mut record = Record::of(&peer, &request, message.row().name, &tag.subject);
             record.app = Some(app.as_str());
             (record.verdict, record.why) = (refusal.class.name(), Some(why));
             self.audit.write(&record)?;
-            if let Some(entry) = self.connections.get_mut(&connection)
-                && !oneway
-            {
-                entry.push(reply::refusal(refusal, &request, ""), Vec::new());
+            if let Some(entry) = self.connections.get_mut(&connection) {
+                entry.busy = false;
+                if !oneway {
+                    entry.push(reply::refusal(refusal, &request, ""), Vec::new());
+                }
+                told.push(connection);
             }
         }
         let is_its =
@@ -771,6 +777,10 @@ impl Server {
                 connection.session = None;
             }
             self.settle(number);
+        }
+        // Administrators have no session, and go on.
+        for number in told {
+            self.requests(number)?;
         }
         Ok(())
     }

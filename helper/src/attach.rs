@@ -5,8 +5,9 @@ use crate::inventory::Inventory;
 use crate::loader::Loader;
 use crate::loading;
 use bpfgate_bpf as bpf;
-use bpfgate_bpf::uapi::{self, attach};
+use bpfgate_bpf::uapi::{self, attach, link_type};
 use bpfgate_protocol::authorize::AttachPermit;
+use bpfgate_protocol::hooks::Kind;
 use bpfgate_protocol::messages::helper::Target;
 use bpfgate_protocol::names::{InterfaceName, ProgramName};
 use bpfgate_protocol::policy::{Direction, Hook, XdpMode};
@@ -51,6 +52,20 @@ impl Way {
             Hook::Uprobe { .. } | Hook::RawTracepoint { .. } | Hook::SocketFilter => (0, 0),
         };
         Self { attach_type, flags }
+    }
+}
+
+/// What the kernel calls the links of a hook.
+pub(crate) fn link_type(kind: Kind) -> u32 {
+    match kind {
+        Kind::Xdp => link_type::XDP,
+        Kind::Tcx => link_type::TCX,
+        Kind::CgroupSkb => link_type::CGROUP,
+        Kind::RawTracepoint => link_type::RAW_TRACEPOINT,
+        Kind::Tracepoint => link_type::PERF_EVENT,
+        Kind::Uprobe => link_type::UPROBE_MULTI,
+        // It has none.
+        Kind::SocketFilter => 0,
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::state::State;
 use bpfgate_protocol::authorize::BootPermit;
 use bpfgate_protocol::messages::InstanceId;
+use bpfgate_protocol::messages::helper::Target;
 use bpfgate_protocol::refusal::Refusal;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -13,18 +14,21 @@ pub(crate) const AGAIN: Duration = Duration::from_secs(2);
 
 pub(crate) struct Boot {
     permit: BootPermit,
+    /// Something is wrong that only a new start can mend: it opens anew what the policy names.
+    pub(crate) stuck: bool,
     /// What went wrong with which object or target, so that it is said once and not at every look.
     said: BTreeMap<String, String>,
 }
 
 impl Boot {
     pub(crate) fn new(permit: BootPermit) -> Self {
-        Self { permit, said: BTreeMap::new() }
+        Self { permit, stuck: false, said: BTreeMap::new() }
     }
 
     /// Loads and attaches what is not there.
     pub(crate) fn look(&mut self, state: &mut State) {
         let permit = self.permit.clone();
+        self.stuck = false;
         for load in permit.loads() {
             let object = load.object().clone();
             let there = state.instances.iter().find(|(_, instance)| instance.object == object);
@@ -32,6 +36,7 @@ impl Boot {
                 Some((id, _)) => Ok(*id),
                 None => state.load_object(None, &load).map_err(|failed| failed.refusal),
             };
+            self.stuck |= made.is_err();
             if let Some(id) = self.say(&format!("object {object}"), made) {
                 self.attach_all(state, id);
             }
@@ -42,12 +47,14 @@ impl Boot {
         let Some(instance) = state.instances.get(&id) else { return };
         let object = instance.object.clone();
         // A question that cannot be answered is no reason to detach.
-        let dead = |fd| matches!(bpfgate_bpf::link_is_attached(fd), Ok(false));
+        let dead = |fd| bpfgate_bpf::describe(fd).is_ok_and(|link| !link.attached);
         let gone: Vec<_> =
             instance.links.iter().filter(|link| dead(link.fd().as_fd())).map(|link| link.info.id).collect();
         for link in gone {
             eprintln!("bpfgate-helper: link {}: what it was attached to is gone", link.0);
-            state.drop_link(id, link);
+            if let Err(refusal) = state.drop_link(id, link) {
+                eprintln!("bpfgate-helper: {}", refusal.why);
+            }
         }
         for permit in self.permit.attachments(&object) {
             let (program, kind) = (permit.rule().program.clone(), permit.rule().hook.kind());
@@ -57,6 +64,8 @@ impl Boot {
                 Some(link) => Ok(link),
                 None => state.attach_program(id, &permit),
             };
+            // Interfaces are looked up each time; everything else was opened when this process started.
+            self.stuck |= made.is_err() && !matches!(target, Target::Interface(_));
             self.say(&format!("{object}: {kind} program {program} on {target}"), made);
         }
     }

@@ -5,15 +5,17 @@
 use bpfgate_bpf::{self as bpf, PossibleCpus};
 use bpfgate_lockdown::{Fatal, Step};
 use bpfgate_protocol::names::{AbsolutePath, EventName, ObjectName};
+use bpfgate_protocol::policy::file::open_trusted;
 use bpfgate_protocol::policy::object::{Approved, approve};
 use bpfgate_protocol::policy::{Hook, Policy};
 use bpfgate_protocol::refusal::Refusal;
 use bpfgate_systemd::manager::Named;
 use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag, fstat};
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 
 /// Attachments to one tracepoint at a time: each needs a perf event of its own, which can be made only now.
 const EVENTS: usize = 4;
@@ -48,6 +50,11 @@ impl Prepared {
         (prepared, rest)
     }
 
+    /// Names that the policy of now has no use for.
+    fn left(self) -> Vec<String> {
+        self.0.into_keys().collect()
+    }
+
     fn take(&mut self, name: &str) -> Option<Vec<OwnedFd>> {
         self.0.remove(name)
     }
@@ -67,6 +74,8 @@ pub(crate) struct Inventory {
     pub(crate) network_id: (u64, u64),
     /// Possible CPUs: what per-CPU maps have values for.
     pub(crate) cpus: PossibleCpus,
+    /// Names under which something was prepared that nobody needs.
+    pub(crate) unwanted: Vec<String>,
 }
 
 impl Inventory {
@@ -81,6 +90,7 @@ impl Inventory {
             network,
             network_id: network_id(policy)?,
             cpus: PossibleCpus::read().step("reading the possible CPUs")?,
+            unwanted: Vec::new(),
         };
         for (name, object) in &policy.objects {
             inventory.objects.insert(name.clone(), told(policy, object.line, approve(name, object)));
@@ -88,6 +98,7 @@ impl Inventory {
                 inventory.open_targets(policy, rule.line, &rule.hook, &mut prepared);
             }
         }
+        inventory.unwanted = prepared.left();
         Ok(inventory)
     }
 
@@ -141,8 +152,21 @@ fn network_id(policy: &Policy) -> Result<(u64, u64), Fatal> {
     Ok(here)
 }
 
+/// Opens the binary of a uprobe. Root does it too, for whoever can write the directory: nothing but a regular file is
+/// opened at all, and none that others may not read, unless everything on the way to it is root's alone.
 pub(crate) fn open_binary(path: &AbsolutePath) -> Opened<OwnedFd> {
-    open_path(path, "binary", OFlag::O_RDONLY | OFlag::O_NONBLOCK)
+    if let Ok((fd, _)) = open_trusted(Path::new(path.as_str())) {
+        return Ok(fd);
+    }
+    let place = open_path(path, "binary", OFlag::O_PATH)?;
+    let stat = fstat(&place).map_err(|errno| Refusal::kernel("fstat", errno as i32))?;
+    if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() || stat.st_mode & 0o004 == 0 {
+        let why = format!("the binary {path} is no regular file that everybody may read");
+        return Err(Refusal::unsupported(why));
+    }
+    let path = format!("/proc/self/fd/{}", place.as_raw_fd());
+    open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(|errno| Refusal::kernel("open the binary", errno as i32))
 }
 
 fn open_path(path: &AbsolutePath, what: &str, flags: OFlag) -> Opened<OwnedFd> {

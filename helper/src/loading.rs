@@ -6,6 +6,7 @@ use crate::loader::Loader;
 use crate::maps::Map;
 use bpfgate_bpf::{self as bpf, PossibleCpus};
 use bpfgate_protocol::authorize::LoadPermit;
+use bpfgate_protocol::functions;
 use bpfgate_protocol::inspect::{self, INSN};
 use bpfgate_protocol::messages::Bulk;
 use bpfgate_protocol::messages::loader::{
@@ -14,6 +15,8 @@ use bpfgate_protocol::messages::loader::{
 use bpfgate_protocol::names::{MapName, ProgramName};
 use bpfgate_protocol::refusal::{Class, Refusal, printable};
 use nix::errno::Errno;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// The most of the verifier's log that is kept, in bytes. Newer kernels keep its end, where the reason stands.
@@ -38,6 +41,8 @@ pub(crate) struct Loaded {
     pub(crate) programs: Vec<(ProgramName, OwnedFd)>,
     pub(crate) maps: Vec<Map>,
     pub(crate) map_bytes: u64,
+    /// Functions that its programs call and that need a grant.
+    pub(crate) functions: BTreeSet<u32>,
 }
 
 /// A load that failed, with the verifier's log.
@@ -67,6 +72,7 @@ struct Transaction<'a> {
     maps: u32,
     map_bytes: u64,
     btf_left: usize,
+    functions: RefCell<BTreeSet<u32>>,
     /// The newest reason why libbpf will fail; it knows only an errno.
     refusal: Option<Refusal>,
 }
@@ -95,6 +101,7 @@ pub(crate) fn load(
         maps: 0,
         map_bytes: 0,
         btf_left: MAX_BTF,
+        functions: RefCell::default(),
         refusal: None,
     };
     let globals = permit.globals().to_vec();
@@ -322,7 +329,13 @@ impl Transaction<'_> {
         debug_assert!(insns.len().is_multiple_of(INSN));
         let slots = match load.purpose {
             Purpose::Probe => inspect::scan(insns, inspect::probe_function)?,
-            Purpose::Object(_) => inspect::scan(insns, |id| inspect::function(self.permit, id))?,
+            Purpose::Object(_) => inspect::scan(insns, |id| {
+                inspect::function(self.permit, id)?;
+                if functions::needs_grant(id).is_some() {
+                    self.functions.borrow_mut().insert(id);
+                }
+                Ok(())
+            })?,
         };
         for slot in slots {
             match self.held.get(place(slot.handle)) {
@@ -382,6 +395,11 @@ impl Transaction<'_> {
                 _ => return Err(astray()),
             }
         }
-        Ok(Loaded { programs: programs.ok_or_else(astray)?, maps, map_bytes: self.map_bytes })
+        Ok(Loaded {
+            programs: programs.ok_or_else(astray)?,
+            maps,
+            map_bytes: self.map_bytes,
+            functions: self.functions.into_inner(),
+        })
     }
 }

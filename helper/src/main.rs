@@ -62,6 +62,9 @@ struct Arguments {
 /// `EX_CONFIG` of sysexits.h: to start again would not help, somebody has to change something first.
 const UNFIT: i32 = 78;
 
+/// The same, where a failed unit would take what is attached with it.
+const LATER: i32 = 1;
+
 /// Who speaks to a helper under systemd.
 const BROKER: &str = "bpfgate";
 
@@ -134,7 +137,10 @@ fn begin(arguments: &Arguments) -> Result<(Entrance, Manager, Vec<Named>), Fatal
         return Ok((Entrance::Channel(broker), Manager::none(), Vec::new()));
     }
     let (manager, mut named) = Manager::from_environment()?;
-    let door = named.iter().position(|named| named.name == "broker");
+    // What is kept for us has names too, and none of it listens.
+    let listens =
+        |fd| nix::sys::socket::getsockopt(fd, nix::sys::socket::sockopt::AcceptConn).unwrap_or(false);
+    let door = named.iter().position(|named| named.name == "broker" && listens(&named.fd));
     let door =
         door.ok_or_else(|| Fatal("no socket came with --service: a socket unit has to start this".into()))?;
     let listener = named.swap_remove(door).fd;
@@ -152,6 +158,11 @@ fn run_helper(app: &AppName, arguments: &Arguments, status: &mut i32) -> Result<
         Ok((ready, state, rounds)) => serve::run(entrance, &ready, state, rounds),
         Err(fatal) => {
             entrance.turn_away();
+            if arguments.service && *status == LATER {
+                // Not so fast that the starts count as too many.
+                std::thread::sleep(std::time::Duration::from_secs(1));
+                entrance.turn_away();
+            }
             Err(fatal)
         }
     }
@@ -172,7 +183,9 @@ fn start(
     process::default_sigchld()?;
     let alone = process::single_thread()?;
     process::clear_environment(alone)?;
-    *status = UNFIT;
+    // With things that are kept, a policy that cannot be read just now must not cost them: again, in a moment.
+    let holds = named.iter().any(|named| named.name.starts_with(store::RECORD));
+    *status = if holds { LATER } else { UNFIT };
     let policy = Arc::new(policy(app, arguments)?);
     let keep = needed(&policy);
     if arguments.service {
@@ -197,7 +210,7 @@ fn start(
     let sandbox = Sandbox { landlock_abi, seccomp_filters, capabilities: capabilities::mask(&keep) };
     let ready = FromHelper::Ready { version: INNER_VERSION, policy: policy.digest, sandbox };
     let mut state = State::new(policy, inventory, loader, arguments.socket.clone(), Store::new(manager));
-    restore::restore(&mut state, kept);
+    restore::restore(&mut state, kept)?;
     rounds.begin(&mut state);
     state.say_ready()?;
     entrance.begin(&ready)?;

@@ -3,7 +3,7 @@
 
 use crate::Arguments;
 use crate::inventory::{self, Prepared};
-use bpfgate_lockdown::{Fatal, Step};
+use bpfgate_lockdown::{Fatal, Step, process};
 use bpfgate_protocol::names::AppName;
 use bpfgate_protocol::policy::Hook;
 use bpfgate_systemd::manager::Manager;
@@ -16,7 +16,15 @@ pub(crate) fn run(app: &AppName, arguments: &Arguments) -> Result<(), Fatal> {
             "NOTIFY_SOCKET is missing: a unit runs this, and NotifyAccess=exec lets it".into(),
         ));
     }
-    let policy = crate::policy(app, arguments)?;
+    process::tame(8192)?;
+    // What is wrong with the policy is for the helper to say: it can send away who waits at the door.
+    let policy = match crate::policy(app, arguments) {
+        Ok(policy) => policy,
+        Err(fatal) => {
+            eprintln!("bpfgate-helper: {fatal}");
+            return Ok(());
+        }
+    };
     for rule in policy.objects.values().flat_map(|object| &object.programs) {
         let prepared = match &rule.hook {
             Hook::Tracepoint { events } => events

@@ -4,19 +4,27 @@
 //! together what belongs together. What is missing is missing, what nobody knows is closed, what is no longer allowed
 //! is detached; each is said.
 
-use crate::attach::Attached;
+use crate::attach::{self, Attached, Way};
 use crate::maps::Map;
 use crate::state::{Instance, Link, Program, State};
-use crate::store::{InstanceRecord, LinkRecord, RECORD, Record, link_name, map_name, program_name};
+use crate::store::{
+    InstanceRecord, LinkRecord, RECORD, Record, Versioned, link_name, map_name, program_name,
+};
+use bpfgate_bpf::Description;
+use bpfgate_lockdown::Fatal;
 use bpfgate_protocol::codec::{self, MAX_MESSAGE};
 use bpfgate_protocol::messages::helper::Target;
+use bpfgate_protocol::names::ProgramName;
 use bpfgate_protocol::policy::Keep;
 use bpfgate_protocol::policy::object::SEALS;
 use bpfgate_systemd::manager::Named;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::uio::pread;
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// Numbers count up from 1; who has come this far has not counted.
+const MAX_NUMBER: u64 = 1 << 48;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -70,7 +78,11 @@ impl Pool {
     fn record(&mut self) -> Option<(u64, Record)> {
         let mut newest = None;
         for (name, all) in &self.0 {
-            let Some(number) = name.strip_prefix(RECORD).and_then(|number| number.parse::<u64>().ok()) else {
+            let Some(number) = name
+                .strip_prefix(RECORD)
+                .and_then(|number| number.parse::<u64>().ok())
+                .filter(|n| *n < MAX_NUMBER)
+            else {
                 continue;
             };
             for kept in all.iter().filter(|kept| kept.kind == Some(Kind::Record)) {
@@ -86,10 +98,11 @@ impl Pool {
         newest
     }
 
-    /// The descriptor of this name, if it is what the record says.
-    fn claim(&mut self, name: &str, kind: Kind, number: u32) -> Option<Kept> {
-        let is =
-            |kept: &Kept| kept.kind == Some(kind) && bpfgate_bpf::object_id(kept.fd.as_fd()) == Ok(number);
+    /// The descriptor of this name, if it is what the record says: of this kind, and as the kernel describes it.
+    fn claim(&mut self, name: &str, kind: Kind, expected: impl Fn(&Description) -> bool) -> Option<Kept> {
+        let is = |kept: &Kept| {
+            kept.kind == Some(kind) && bpfgate_bpf::describe(kept.fd.as_fd()).is_ok_and(|got| expected(&got))
+        };
         let found = self.0.get_mut(name).and_then(|all| {
             let place = all.iter().position(is)?;
             Some(all.swap_remove(place))
@@ -112,100 +125,133 @@ fn read(file: &OwnedFd) -> Result<Record, String> {
             Err(error) => return Err(error.desc().to_owned()),
         }
     }
-    codec::decode(&bytes[..len]).map_err(|e| e.to_string())
+    let Versioned::V1(record) = codec::decode(&bytes[..len]).map_err(|e| e.to_string())?;
+    let numbers = record.instances.iter().map(|instance| instance.id.0);
+    let links = record.instances.iter().flat_map(|instance| &instance.links).map(|link| link.info.id.0);
+    let sane =
+        numbers.chain([record.last_instance]).all(|number| number <= record.last_instance.min(MAX_NUMBER))
+            && links.chain([record.last_link]).all(|number| number <= record.last_link.min(MAX_NUMBER));
+    if sane { Ok(record) } else { Err("its numbers make no sense".into()) }
 }
 
 /// Takes back what was kept.
-pub(crate) fn restore(state: &mut State, kept: Vec<Kept>) {
-    if kept.is_empty() {
-        return;
+///
+/// Errors: what may not stay may still be there, because the service manager does not answer
+pub(crate) fn restore(state: &mut State, kept: Vec<Kept>) -> Result<(), Fatal> {
+    let mut names: BTreeSet<String> = kept.iter().map(|one| one.name.clone()).collect();
+    names.extend(std::mem::take(&mut state.inventory.unwanted));
+    if names.is_empty() {
+        return Ok(());
     }
     let mut pool = Pool(BTreeMap::new());
     for one in kept {
         pool.0.entry(one.name.clone()).or_default().push(one);
     }
-    let mut links = Vec::new();
+    let mut revoked = Vec::new();
     if let Some((generation, record)) = pool.record() {
         state.store.generation = generation;
         (state.last_instance, state.last_link) = (record.last_instance, record.last_link);
         let same_network = record.network == state.inventory.network_id;
         for entry in record.instances {
             let id = entry.id;
-            let (instance, revoked) = instance(state, &mut pool, entry, same_network);
-            links.extend(revoked);
+            let (instance, links) = instance(state, &mut pool, entry, same_network);
+            revoked.extend(links);
             if let Some(instance) = instance {
                 state.instances.insert(id, instance);
             }
         }
     }
     // Detached whoever else holds them, before anybody is served.
-    for link in links {
+    for link in revoked {
         state.release(link);
     }
-    let claimed: BTreeSet<String> = state.kept_names().into_iter().map(|(name, _)| name).collect();
-    let current = format!("{RECORD}{}", state.store.generation);
-    // Of a name that has strangers beside ours, everything is forgotten and ours is kept anew.
-    let strange = |all: &Vec<Kept>| !all.is_empty();
-    let others: Vec<String> = pool
-        .0
-        .iter()
-        .filter(|(name, all)| strange(all) && **name != current)
-        .map(|(name, _)| name.clone())
+    // A name that is not somebody's is forgotten. One that has strangers beside ours too; ours is kept anew.
+    let ours: BTreeSet<String> = state.kept_names().into_iter().map(|(name, _)| name).collect();
+    let strange: BTreeSet<&String> =
+        ours.iter().filter(|name| pool.0.get(*name).is_some_and(|all| !all.is_empty())).collect();
+    let again = strange.clone();
+    let current = state.keeps().then(|| format!("{RECORD}{}", state.store.generation));
+    let others: Vec<String> = names
+        .into_iter()
+        .filter(|name| (!ours.contains(name) || strange.contains(name)) && current.as_ref() != Some(name))
         .collect();
     drop(pool);
-    let again: BTreeSet<&String> = others.iter().filter(|name| claimed.contains(*name)).collect();
-    state.forget(&others);
-    if let Err(refusal) = state.keep_again(&again) {
-        eprintln!("bpfgate-helper: {}", refusal.why);
-    }
+    let forgotten = state.forget(&others);
+    let kept = state.keep_again(&again);
     let count = state.instances.len();
-    eprintln!("bpfgate-helper: {count} instances were taken back, {} descriptors were not", others.len());
+    eprintln!("bpfgate-helper: {count} instances were taken back, {} names were not", others.len());
+    forgotten.and(kept).map_err(|refusal| Fatal(refusal.why))
 }
 
-/// One instance, and the links of it that the policy does not allow any more.
+/// One instance, and the links of it that may not stay.
 fn instance(
     state: &State,
     pool: &mut Pool,
     entry: InstanceRecord,
     same_network: bool,
 ) -> (Option<Instance>, Vec<Link>) {
-    let InstanceRecord { id, object, digest, map_bytes, programs, maps, links } = entry;
+    let InstanceRecord { id, object, digest, map_bytes, functions, globals, programs, maps, links } = entry;
     let policy = &state.policy;
-    let current = state.inventory.objects.get(&object).and_then(|opened| opened.as_ref().ok());
-    // What is loaded at boot follows its file.
-    let replaced = policy.keep == Keep::Boot && current.is_some_and(|approved| approved.digest != digest);
-    let mut stays = policy.keep.is_persistent() && policy.still_approves(&object, &digest) && !replaced;
+    let numbers: BTreeMap<ProgramName, u32> =
+        programs.iter().map(|(info, number)| (info.name.clone(), *number)).collect();
+    let map_count = maps.len();
     let programs: Vec<Program> = programs
         .into_iter()
         .filter(|(info, _)| policy.still_names(&object, &info.name, info.hook))
         .filter_map(|(info, number)| {
-            let Kept { fd, .. } = pool.claim(&program_name(id, &info.name), Kind::Program, number)?;
+            let is = |got: &Description| got.id == number && got.kind == info.hook.row().prog_type;
+            let Kept { fd, .. } = pool.claim(&program_name(id, &info.name), Kind::Program, is)?;
             Some(Program { info, fd })
         })
         .collect();
-    stays &= !programs.is_empty();
-    let maps = maps
+    let maps: Vec<Map> = maps
         .into_iter()
         .filter_map(|(name, number)| {
-            let Kept { fd, frozen, .. } = pool.claim(&map_name(id, &name), Kind::Map, number)?;
+            let Kept { fd, frozen, .. } =
+                pool.claim(&map_name(id, &name), Kind::Map, |got| got.id == number)?;
             Some(Map { name, fd, frozen })
         })
         .collect();
+    let budget = state.budget();
+    let fits = programs.len() <= budget.programs as usize
+        && maps.len() <= budget.maps as usize
+        && map_bytes <= budget.map_bytes;
+    let mut stays = policy.keep.is_persistent()
+        && !programs.is_empty()
+        && fits
+        && policy.still_approves(&object, &digest, &functions, &globals);
+    if policy.keep == Keep::Boot {
+        // What is loaded at boot follows its file and its policy: less than all of it is loaded anew.
+        let current = state.inventory.objects.get(&object).and_then(|opened| opened.as_ref().ok());
+        stays &= current.is_some_and(|approved| approved.digest == digest)
+            && policy.objects.get(&object).is_some_and(|rules| {
+                rules
+                    .programs
+                    .iter()
+                    .all(|rule| programs.iter().any(|program| program.info.name == rule.program))
+            })
+            && maps.len() == map_count;
+    }
+    let room = (policy.limits.links as usize).saturating_sub(state.links());
     let (mut kept, mut revoked) = (Vec::new(), Vec::new());
     for LinkRecord { info, way, shared, number } in links {
-        let Some(Kept { fd: link, .. }) = pool.claim(&link_name(info.id), Kind::Link, number) else {
-            continue;
+        let runs = numbers.get(&info.program).copied();
+        let is = |got: &Description| {
+            got.id == number && Some(got.program) == runs && got.kind == attach::link_type(info.hook)
         };
+        let Some(Kept { fd, .. }) = pool.claim(&link_name(info.id), Kind::Link, is) else { continue };
         let allowed = policy
             .rules_for(&object, &info.program, info.hook, &info.target)
-            .any(|rule| crate::attach::Way::of(&rule.hook) == way);
-        let elsewhere = matches!(info.target, Target::Interface(_)) && !same_network;
-        let link = Link { info, way, attached: Attached::from(link), shared };
-        if stays && allowed && !elsewhere {
+            .any(|rule| Way::of(&rule.hook) == way && (rule.link_fd || !shared));
+        let there = same_network || !matches!(info.target, Target::Interface(_));
+        let there = there && is_where_it_was(state, &info.target, fd.as_fd());
+        let link = Link { info, way, attached: Attached::from(fd), shared };
+        if stays && allowed && there && kept.len() < room {
             kept.push(link);
         } else {
             let (number, program, target) = (link.info.id.0, &link.info.program, &link.info.target);
-            eprintln!("bpfgate-helper: revoked: link {number}, program {program} on {target}");
+            let why = if there { "revoked" } else { "not there any more" };
+            eprintln!("bpfgate-helper: {why}: link {number}, program {program} on {target}");
             revoked.push(link);
         }
     }
@@ -213,5 +259,18 @@ fn instance(
         eprintln!("bpfgate-helper: revoked: instance {} of object {object}", id.0);
         return (None, revoked);
     }
-    (Some(Instance { object, digest, owner: None, programs, maps, map_bytes, links: kept }), revoked)
+    let owner = None;
+    let links = kept;
+    (Some(Instance { object, digest, owner, programs, maps, map_bytes, links, functions, globals }), revoked)
+}
+
+/// Whether a link is attached, and to the interface that has the name of its target now.
+fn is_where_it_was(state: &State, target: &Target, link: BorrowedFd<'_>) -> bool {
+    let Ok(got) = bpfgate_bpf::describe(link) else { return false };
+    let index = |name| bpfgate_bpf::interface_index(state.inventory.network.as_fd(), name);
+    got.attached
+        && match target {
+            Target::Interface(name) => index(name) == Ok(got.interface),
+            _ => true,
+        }
 }

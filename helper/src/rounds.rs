@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 /// A helper that nobody uses ends, so that the next one reads the policy and its objects anew.
 const IDLE: Duration = Duration::from_secs(30);
 
+/// How long to try at boot before a new start, which opens anew what the policy names: a cgroup may come late.
+const STUCK: Duration = Duration::from_secs(30);
+
 pub(crate) struct Rounds {
     boot: Option<Boot>,
     /// None: standalone, where the broker says when to end, and no clock is asked: there is no system call for it.
@@ -16,6 +19,8 @@ pub(crate) struct Rounds {
 }
 
 struct Clock {
+    /// Since when something at boot waits for a new start.
+    stuck_since: Option<Instant>,
     idle_since: Instant,
     look: Instant,
     beat: Option<Instant>,
@@ -25,7 +30,8 @@ struct Clock {
 impl Rounds {
     pub(crate) fn new(boot: Option<Boot>, alone: bool) -> Self {
         let now = Instant::now();
-        let clock = (!alone).then_some(Clock { idle_since: now, look: now, beat: Some(now), now });
+        let clock =
+            (!alone).then_some(Clock { stuck_since: None, idle_since: now, look: now, beat: Some(now), now });
         Self { boot, clock }
     }
 
@@ -60,6 +66,12 @@ impl Rounds {
             if clock.look <= now {
                 boot.look(state);
                 clock.look = now + AGAIN;
+                clock.stuck_since = boot.stuck.then(|| *clock.stuck_since.get_or_insert(now));
+            }
+            if clock.stuck_since.is_some_and(|since| now >= since + STUCK) && state.sessions.is_empty() {
+                return Err(Fatal(
+                    "a new start opens anew what the policy names; what is attached goes on".into(),
+                ));
             }
             clock.idle_since = now;
         }

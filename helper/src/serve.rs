@@ -224,7 +224,7 @@ impl State {
         let load = permit.load(object, programs, globals)?;
         let instance = self.load_object(Some(session), &load)?;
         self.loaded(permit, &load, instance).map_err(|refusal| {
-            self.remove_instance(instance);
+            let _ = self.remove_instance(instance);
             refusal.into()
         })
     }
@@ -255,10 +255,18 @@ impl State {
                 Some(Program { info, fd })
             })
             .collect();
-        let (maps, map_bytes) = (loaded.maps, loaded.map_bytes);
-        let object = load.object().clone();
-        let links = Vec::new();
-        Ok(self.add_instance(Instance { object, digest, owner, programs, maps, map_bytes, links })?)
+        let instance = Instance {
+            object: load.object().clone(),
+            digest,
+            owner,
+            programs,
+            maps: loaded.maps,
+            map_bytes: loaded.map_bytes,
+            links: Vec::new(),
+            functions: loaded.functions,
+            globals: load.globals().to_vec(),
+        };
+        Ok(self.add_instance(instance)?)
     }
 
     /// What the client is told and given of what it has loaded.
@@ -341,7 +349,7 @@ impl State {
     fn unload(&mut self, session: SessionId, permit: &Permit, id: InstanceId) -> Result<Done, Refusal> {
         let right = permit.right(Right::Load)?;
         self.own_instance(session, id)?;
-        self.remove_instance(id);
+        self.remove_instance(id)?;
         Ok(Done::plain(Outcome::Done, right.line()))
     }
 

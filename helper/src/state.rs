@@ -9,7 +9,9 @@ use crate::maps::Map;
 use crate::store::{self, Store};
 use bpfgate_protocol::authorize::{AttachPermit, Permit};
 use bpfgate_protocol::hooks::Kind;
-use bpfgate_protocol::messages::helper::{InstanceInfo, LinkInfo, MapInfo, Outcome, ProgramInfo, Target};
+use bpfgate_protocol::messages::helper::{
+    Global, InstanceInfo, LinkInfo, MapInfo, Outcome, ProgramInfo, Target,
+};
 use bpfgate_protocol::messages::{InstanceId, LinkId, SessionId};
 use bpfgate_protocol::names::{MapName, ObjectName, ProgramName};
 use bpfgate_protocol::policy::{Access, Policy};
@@ -50,6 +52,10 @@ pub(crate) struct Instance {
     pub(crate) maps: Vec<Map>,
     pub(crate) map_bytes: u64,
     pub(crate) links: Vec<Link>,
+    /// Functions that its programs call by grant of the policy.
+    pub(crate) functions: BTreeSet<u32>,
+    /// What globals were set to.
+    pub(crate) globals: Vec<Global>,
 }
 
 pub(crate) struct Program {
@@ -126,7 +132,7 @@ impl State {
         self.instances.insert(id, instance);
         let names: BTreeSet<String> = self.names_of(id).into_iter().map(|(name, _)| name).collect();
         let kept = self.keep_again(&names.iter().collect());
-        kept.map(|()| id).inspect_err(|_| self.remove_instance(id))
+        kept.map(|()| id).inspect_err(|_| drop(self.remove_instance(id)))
     }
 
     /// Everything that is to be kept, by name.
@@ -190,7 +196,7 @@ impl State {
             instance.links.push(Link { info, way, attached, shared: rule.link_fd });
         }
         let kept = self.keep_again(&BTreeSet::from([&store::link_name(id)]));
-        kept.map(|()| id).inspect_err(|_| self.drop_link(instance, id))
+        kept.map(|()| id).inspect_err(|_| drop(self.drop_link(instance, id)))
     }
 
     /// Takes a link down and gives it back, if the session may.
@@ -206,39 +212,40 @@ impl State {
             });
         };
         let id = self.own_instance(session, instance)?.links[place].info.id;
-        self.drop_link(instance, id);
-        Ok(())
+        self.drop_link(instance, id)
     }
 
     /// Takes a link down.
-    pub(crate) fn drop_link(&mut self, instance: InstanceId, id: LinkId) {
+    ///
+    /// Errors: `Helper` (it is gone here, and nobody says that it is gone elsewhere)
+    pub(crate) fn drop_link(&mut self, instance: InstanceId, id: LinkId) -> Result<(), Refusal> {
         let links = self.instances.get_mut(&instance).map(|instance| &mut instance.links);
-        let Some(links) = links else { return };
-        let Some(place) = links.iter().position(|link| link.info.id == id) else { return };
+        let Some(links) = links else { return Ok(()) };
+        let Some(place) = links.iter().position(|link| link.info.id == id) else { return Ok(()) };
         let link = links.remove(place);
         self.release(link);
-        self.gone(&[store::link_name(id)]);
+        self.gone(&[store::link_name(id)])
     }
 
-    pub(crate) fn remove_instance(&mut self, id: InstanceId) {
+    pub(crate) fn remove_instance(&mut self, id: InstanceId) -> Result<(), Refusal> {
         let names: Vec<String> = self.names_of(id).into_iter().map(|(name, _)| name).collect();
         if let Some(instance) = self.instances.remove(&id) {
             for link in instance.links {
                 self.release(link);
             }
-            self.gone(&names);
+            return self.gone(&names);
         }
+        Ok(())
     }
 
     /// What had these names is not there any more.
-    fn gone(&mut self, names: &[String]) {
-        if self.keeps() {
-            // Without a new record the old one names what does not come back, which is said then and harmless.
-            if let Err(refusal) = self.save() {
-                eprintln!("bpfgate-helper: {}", refusal.why);
-            }
-            self.forget(names);
+    fn gone(&mut self, names: &[String]) -> Result<(), Refusal> {
+        if !self.keeps() {
+            return Ok(());
         }
+        // Without a new record the old one names what does not come back, which is said then and harmless.
+        let saved = self.save();
+        self.forget(names).and(saved)
     }
 
     /// Ends all sessions: the broker that spoke for them is gone.
@@ -270,7 +277,8 @@ impl State {
         let own: Vec<_> =
             self.instances.iter().filter(|(_, i)| i.owner == Some(session)).map(|(id, _)| *id).collect();
         for id in own {
-            self.remove_instance(id);
+            // Nothing of a session is kept elsewhere.
+            let _ = self.remove_instance(id);
         }
     }
 

@@ -9,7 +9,7 @@ use crate::attach::Way;
 use crate::state::{Instance, State};
 use bpfgate_lockdown::{Fatal, Step};
 use bpfgate_protocol::codec;
-use bpfgate_protocol::messages::helper::{LinkInfo, ProgramInfo};
+use bpfgate_protocol::messages::helper::{Global, LinkInfo, ProgramInfo};
 use bpfgate_protocol::messages::{InstanceId, LinkId};
 use bpfgate_protocol::names::{MapName, ObjectName, ProgramName};
 use bpfgate_protocol::policy::object::sealed;
@@ -18,7 +18,13 @@ use bpfgate_systemd::manager::Manager;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// A record as it is written: a later version of this program reads those of earlier ones.
+#[derive(Serialize, Deserialize)]
+pub(crate) enum Versioned {
+    V1(Record),
+}
 
 /// What is kept, besides descriptors.
 #[derive(Serialize, Deserialize)]
@@ -38,6 +44,9 @@ pub(crate) struct InstanceRecord {
     /// Of the file that it was loaded from.
     pub(crate) digest: [u8; 32],
     pub(crate) map_bytes: u64,
+    /// What the policy had to allow for it: functions that need a grant, and values of globals.
+    pub(crate) functions: BTreeSet<u32>,
+    pub(crate) globals: Vec<Global>,
     /// Each with the kernel's number for it: a descriptor of this name has to be just that.
     pub(crate) programs: Vec<(ProgramInfo, u32)>,
     pub(crate) maps: Vec<(MapName, u32)>,
@@ -79,14 +88,15 @@ impl Store {
         Self { manager, generation: 0 }
     }
 
-    fn put(&mut self, record: &Record) -> io::Result<()> {
+    fn put(&mut self, record: &Versioned) -> io::Result<()> {
         let bytes = codec::encode(record).map_err(io::Error::other)?;
-        let old = self.generation;
+        let before = self.generation;
         self.generation += 1;
         let file = sealed("bpfgate-state", &bytes)?;
         self.manager.keep(&format!("{RECORD}{}", self.generation), file.as_fd())?;
-        if old > 0 {
-            self.manager.forget(&format!("{RECORD}{old}"))?;
+        // Not the one before: a manager that cannot keep any more does not say so, and then that one counts.
+        if before > 1 {
+            self.manager.forget(&format!("{RECORD}{}", before - 1))?;
         }
         Ok(())
     }
@@ -105,25 +115,27 @@ impl State {
     }
 
     fn record(&self) -> Result<Record, nix::errno::Errno> {
-        let number = bpfgate_bpf::object_id;
+        fn number(fd: &OwnedFd) -> Result<u32, nix::errno::Errno> {
+            bpfgate_bpf::describe(fd.as_fd()).map(|object| object.id)
+        }
         let instance = |(id, instance): (&InstanceId, &Instance)| {
             let programs = instance.programs.iter();
             let links = instance.links.iter().map(|link| {
                 let (info, way, shared) = (link.info.clone(), link.way, link.shared);
-                Ok(LinkRecord { info, way, shared, number: number(link.fd().as_fd())? })
+                Ok(LinkRecord { info, way, shared, number: number(link.fd())? })
             });
             Ok(InstanceRecord {
                 id: *id,
                 object: instance.object.clone(),
                 digest: instance.digest,
                 map_bytes: instance.map_bytes,
-                programs: programs
-                    .map(|p| Ok((p.info.clone(), number(p.fd.as_fd())?)))
-                    .collect::<Result<_, _>>()?,
+                functions: instance.functions.clone(),
+                globals: instance.globals.clone(),
+                programs: programs.map(|p| Ok((p.info.clone(), number(&p.fd)?))).collect::<Result<_, _>>()?,
                 maps: instance
                     .maps
                     .iter()
-                    .map(|m| Ok((m.name.clone(), number(m.fd.as_fd())?)))
+                    .map(|m| Ok((m.name.clone(), number(&m.fd)?)))
                     .collect::<Result<_, _>>()?,
                 links: links.collect::<Result<_, _>>()?,
             })
@@ -143,7 +155,7 @@ impl State {
         }
         let record =
             self.record().map_err(|errno| Refusal::kernel("BPF_OBJ_GET_INFO_BY_FD", errno as i32))?;
-        self.store.put(&record).map_err(|error| failed(&error))
+        self.store.put(&Versioned::V1(record)).map_err(|error| failed(&error))
     }
 
     /// Has what is there under these names kept, and then the record that names it.
@@ -157,18 +169,21 @@ impl State {
         self.save()
     }
 
-    /// Has descriptors forgotten that the record does not name any more, and waits until they are closed: what was
-    /// attached is not attached any more when this returns.
-    pub(crate) fn forget(&mut self, names: &[String]) {
+    /// Has descriptors forgotten that the record does not name any more, and waits until that is done: what was attached
+    /// is not attached any more when this returns. (systemd 254 and later close descriptors a moment after that.)
+    ///
+    /// Errors: `Helper` (nobody says that it is done)
+    pub(crate) fn forget(&mut self, names: &[String]) -> Result<(), Refusal> {
         if !self.store.manager.is_there() || names.is_empty() {
-            return;
+            return Ok(());
         }
         let manager = &self.store.manager;
-        let forgotten =
-            names.iter().try_for_each(|name| manager.forget(name)).and_then(|()| manager.settle());
-        if let Err(error) = forgotten {
+        // All of them are said, whatever becomes of one.
+        let said = names.iter().map(|name| manager.forget(name)).fold(Ok(()), Result::and);
+        said.and_then(|()| manager.settle()).map_err(|error| {
             eprintln!("bpfgate-helper: the service manager may still keep {}: {error}", names.join(", "));
-        }
+            Refusal::helper("the service manager does not say that it has let go: it may still be attached")
+        })
     }
 
     /// Says that this process serves, as far as there is somebody to say it to.

@@ -4,6 +4,8 @@ use bpfgate_bpf::uapi::cmd;
 use bpfgate_lockdown::row;
 use bpfgate_lockdown::syscalls::{Row, When};
 
+/// Flags of open(2) that change something; landlock before ABI 3 lets `O_TRUNC` through.
+const WRITING: u64 = (libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND) as u64;
 const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
 
 /// Commands of bpf(2) that reach the kernel from here; all of them work on descriptors that the helper made for
@@ -49,7 +51,12 @@ pub(crate) fn worker() -> Vec<Row> {
         row!(fstat, SYS_fstat, When::Always, "the size of the object; the kernel's BTF"),
         row!(newfstatat, SYS_newfstatat, When::Always, "fstat of newer C libraries"),
         row!(statx, SYS_statx, When::Always, "fstat of the Rust library"),
-        row!(openat, SYS_openat, When::Always, "the kernel's BTF; landlock refuses everything else"),
+        row!(
+            openat,
+            SYS_openat,
+            When::Without(2, WRITING),
+            "the kernel's BTF; landlock refuses everything else"
+        ),
         row!(access, SYS_access, When::Always, "libbpf looks which file has the kernel's BTF"),
         row!(faccessat, SYS_faccessat, When::Always, "access of newer C libraries"),
         row!(faccessat2, SYS_faccessat2, When::Always, "access of newer C libraries"),

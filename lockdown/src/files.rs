@@ -16,8 +16,8 @@ pub enum Allow<'a> {
     Below(&'a Path),
 }
 
-/// The least ABI that confines files: what ABI 3 adds is truncate(2), which no process of bpfgate has in its seccomp
-/// list, and opening for writing is refused here.
+/// The least ABI that confines files. What ABI 3 adds is truncation, by truncate(2) or `O_TRUNC`, which the seccomp lists
+/// of bpfgate refuse: the helper opens nothing, the broker and the loader only to read.
 pub const LANDLOCK: ABI = ABI::V2;
 
 /// How much of landlock must be there.

@@ -281,11 +281,24 @@ impl BootPermit {
 
 /// Whether something that was loaded or attached under an earlier policy may stay under this one.
 impl Policy {
-    /// This object, loaded from the file with this digest.
-    pub fn still_approves(&self, object: &ObjectName, digest: &[u8; 32]) -> bool {
+    /// This object, loaded from the file with this digest, whose programs call these functions that need a grant, and
+    /// whose globals were set to these values.
+    pub fn still_approves(
+        &self,
+        object: &ObjectName,
+        digest: &[u8; 32],
+        functions: &BTreeSet<u32>,
+        globals: &[Global],
+    ) -> bool {
+        let Some(rules) = self.objects.get(object) else { return false };
         // Without a digest in the policy, root's file was approved when it was loaded.
-        let same = |rules: &Object| rules.sha256.is_none_or(|approved| approved == *digest);
-        self.objects.get(object).is_some_and(same)
+        rules.sha256.is_none_or(|approved| approved == *digest)
+            && functions.is_subset(&rules.functions)
+            && globals.iter().all(|set| {
+                let range = rules.globals.get(&set.name);
+                range
+                    .is_some_and(|range| (i128::from(range.min)..=i128::from(range.max)).contains(&set.value))
+            })
     }
 
     /// This program of it, as a program of this kind.

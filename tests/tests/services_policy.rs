@@ -2,8 +2,8 @@
 
 use bpfgate_client::{Error, LoadOptions, Target};
 use bpfgate_tests::services::{
-    A_WHILE, COUNTER, bpfgate, helper, is_active, journal, main_process, packets, policy_path, said,
-    systemctl, units,
+    A_WHILE, COUNTER, bpfgate, helper, is_active, journal, kill_main, main_process, packets, policy_path,
+    property, said, systemctl, units,
 };
 use bpfgate_tests::{SOON, wait_until};
 use std::fs;
@@ -143,4 +143,204 @@ fn what_is_not_changed_is_not_restarted() {
     assert!(!is_attached("lo"));
     assert!(is_active(&helper("two")));
     systemctl(&["stop", &helper("two")]);
+}
+
+/// A raw tracepoint that is kept. Its link knows no detaching: it ends with the last descriptor, and systemd has one.
+const TRACE: &str = "{client}\n[objects.o]\n{object:rawtp}\n[[objects.o.raw_tracepoint]]\nprogram = \"on_exit\"\n\
+    events = [\"sched_process_exit\"]\n[objects.o.maps]\ncounts = \"read-write\"\n[lifetime]\nkeep = \"app\"\n";
+
+fn kept(app: &str) -> u32 {
+    property(&helper(app), "NFileDescriptorStore").parse().unwrap()
+}
+
+#[test]
+fn what_is_revoked_is_gone_everywhere() {
+    let gate = bpfgate_tests::services!();
+    gate.apply_policy("trace", TRACE);
+    drop(gate.session("trace"));
+    let nothing = kept("trace");
+    let load = || {
+        let mut client = gate.session_again("trace");
+        let mut instance = client.load("o", &LoadOptions::default()).unwrap();
+        client.attach(instance.id, "on_exit", None, None).unwrap();
+        instance.take_map("counts").unwrap()
+    };
+    let counts = |map: &bpfgate_client::Map| {
+        let start = bpfgate_tests::counting::count(map, 0);
+        Command::new("true").status().unwrap();
+        wait_until(std::time::Duration::from_millis(300), || bpfgate_tests::counting::count(map, 0) > start)
+    };
+    for (how, text) in [
+        ("another event", TRACE.replace("sched_process_exit", "sched_process_fork")),
+        ("not kept any more", TRACE.replace("\"app\"", "\"session\"")),
+        ("another object", TRACE.replace("rawtp", "minimal_btf")),
+    ] {
+        gate.apply_policy("trace", TRACE);
+        let map = load();
+        assert!(counts(&map));
+        gate.apply_policy("trace", &text);
+        assert!(wait_until(SOON, || !counts(&map)), "{how}: it goes on\n{}", journal());
+        drop(gate.session_again("trace"));
+        // Back to what was: and what was revoked does not come back with it.
+        gate.apply_policy("trace", TRACE);
+        let mut client = gate.session_again("trace");
+        for instance in client.list().unwrap() {
+            assert!(instance.links.is_empty(), "{how}: a link came back");
+            client.unload(instance.id).unwrap();
+        }
+        assert!(!counts(&map), "{how}: it counts again");
+        // The records of now and of before, and nothing else.
+        assert!(kept("trace") <= nothing + 2, "{how}: {} are kept\n{}", kept("trace"), journal());
+    }
+}
+
+#[test]
+fn a_function_that_is_not_granted_any_more_is_not_called_any_more() {
+    let gate = bpfgate_tests::services!();
+    let text = "{client}\n[objects.o]\n{object:sendsignal}\n[[objects.o.raw_tracepoint]]\nprogram = \"on_exit\"\n\
+        events = [\"sched_process_exit\"]\n[objects.o.helpers]\nallow = [\"bpf_send_signal\"]\n[lifetime]\nkeep = \"app\"\n";
+    gate.apply_policy("calls", text);
+    let _ = gate.session("calls").load("o", &LoadOptions::default()).unwrap();
+    assert_eq!(gate.session_again("calls").list().unwrap().len(), 1);
+    gate.apply_policy("calls", &format!("description = \"more\"\n{text}"));
+    assert_eq!(gate.session_again("calls").list().unwrap().len(), 1, "{}", journal());
+    gate.apply_policy("calls", &text.replace("allow = [\"bpf_send_signal\"]", ""));
+    assert!(gate.session_again("calls").list().unwrap().is_empty(), "{}", journal());
+}
+
+#[test]
+fn a_policy_that_is_edited_and_not_applied_costs_nothing() {
+    let gate = bpfgate_tests::services!();
+    gate.apply_policy("edit", COUNTER);
+    let mut client = gate.session("edit");
+    let counters = gate.count_packets(&mut client);
+    drop(client);
+    let good = fs::read_to_string(policy_path("edit")).unwrap();
+    for bad in ["", "version = 1\nnonsense", &good.replace("xdp", "tcx")] {
+        fs::write(policy_path("edit"), bad).unwrap();
+        // The administrator gets an answer at once, whatever it is.
+        let start = Instant::now();
+        let _ = bpfgate_client::admin::Admin::connect(None).unwrap().instances("edit");
+        assert!(start.elapsed() < A_WHILE * bpfgate_tests::slowness(), "no answer for {:?}", start.elapsed());
+        kill_main(&helper("edit"), nix::sys::signal::Signal::SIGKILL);
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        let before = packets(&counters);
+        gate.network.send_to_interface(5);
+        assert!(wait_until(SOON, || packets(&counters) == before + 5), "{bad:?}: it is gone\n{}", journal());
+        fs::write(policy_path("edit"), &good).unwrap();
+        assert_eq!(gate.session_again("edit").list().unwrap()[0].links.len(), 1, "{}", journal());
+    }
+}
+
+#[test]
+fn an_invalid_policy_does_not_start_its_helper_again_and_again() {
+    let gate = bpfgate_tests::services!();
+    let text = "{client}\n[objects.o]\n{object:tp}\n[[objects.o.tracepoint]]\nprogram = \"on_exec\"\n\
+        events = [\"sched:sched_process_exec\"]\n";
+    gate.apply_policy("again", text);
+    let good = fs::read_to_string(policy_path("again")).unwrap();
+    fs::write(policy_path("again"), "version = 1\nnonsense").unwrap();
+    // The broker refuses by itself; a socket that is knocked at all the same starts the helper once.
+    let broker: u32 = bpfgate_tests::process::status(main_process("bpfgate.service").pid, "Uid")[0]
+        .split('\t')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let knock = || {
+        let path = std::path::Path::new("/run/bpfgate/helper/again.sock");
+        bpfgate_tests::as_user(&bpfgate_tests::Who::new(broker), || {
+            bpfgate_protocol::channel::Channel::connect(path)
+        })
+    };
+    let _ = knock();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert_eq!(property("bpfgate-helper@again.socket", "ActiveState"), "active", "{}", journal());
+    assert!(property(&helper("again"), "NRestarts").parse::<u32>().unwrap() <= 1, "{}", journal());
+    fs::write(policy_path("again"), good).unwrap();
+    drop(gate.session_again("again"));
+    // Events that were prepared are let go of with the rule.
+    let before = kept("again");
+    assert!(before >= 4, "{before}");
+    gate.apply_policy("again", COUNTER);
+    drop(gate.session_again("again"));
+    assert!(kept("again") <= 2, "{} are kept", kept("again"));
+}
+
+#[test]
+fn what_is_loaded_at_boot_follows_its_policy() {
+    let gate = bpfgate_tests::services!();
+    let reader = "[[client]]\nuser = 12345\nmay = [\"maps\"]\n";
+    let boot = COUNTER.replace("\"app\"", "\"boot\"").replace("{client}", reader);
+    gate.apply_policy("wider", &boot);
+    assert!(wait_until(A_WHILE, || is_attached("gate0")), "{}", journal());
+    gate.apply_policy("wider", &boot.replace("\"{interface}\"", "\"{interface}\", \"lo\""));
+    assert!(wait_until(A_WHILE, || is_attached("gate0") && is_attached("lo")), "{}", journal());
+    // A cgroup that comes later.
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    let root = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).unwrap();
+    let path = format!("{}/bpfgate-late", root.split(' ').nth(1).unwrap());
+    let text = format!(
+        "{reader}[objects.o]\n{{object:cgroup}}\n[[objects.o.cgroup_skb]]\nprogram = \"on_egress\"\ndirection = \"egress\"\n\
+         cgroups = [\"{path}\"]\n[objects.o.maps]\ncounts = \"read-write\"\n[lifetime]\nkeep = \"boot\"\n"
+    );
+    gate.apply_policy("wider", &text);
+    assert!(!is_attached("gate0") && !is_attached("lo"), "{}", journal());
+    fs::create_dir(&path).unwrap();
+    let links = || {
+        gate.try_session("wider")
+            .and_then(|mut client| client.list())
+            .map_or(0, |all| all.iter().map(|i| i.links.len()).sum::<usize>())
+    };
+    let start = Instant::now();
+    let limit = std::time::Duration::from_secs(60);
+    // Not asking all the time: a helper with sessions is not started anew.
+    let attached = wait_until(limit, || {
+        std::thread::sleep(std::time::Duration::from_secs(5));
+        links() == 1
+    });
+    assert!(attached, "{}", journal());
+    println!("attached to a cgroup {} s after it came", start.elapsed().as_secs());
+    fs::remove_file(policy_path("wider")).unwrap();
+    gate.apply();
+    fs::remove_dir(&path).unwrap();
+}
+
+#[test]
+fn a_broker_that_breaks_the_rules_does_not_end_the_helper() {
+    let gate = bpfgate_tests::services!();
+    gate.apply_policy("rules", COUNTER);
+    let mut client = gate.session("rules");
+    let counters = gate.count_packets(&mut client);
+    drop(client);
+    let before = main_process(&helper("rules"));
+    let broker: u32 = bpfgate_tests::process::status(main_process("bpfgate.service").pid, "Uid")[0]
+        .split('\t')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    // The real one lets go of a helper that nobody uses.
+    std::thread::sleep(std::time::Duration::from_secs(6));
+    let path = std::path::Path::new("/run/bpfgate/helper/rules.sock");
+    let null = fs::File::open("/dev/null").unwrap();
+    for round in 0..200 {
+        let channel = bpfgate_tests::as_user(&bpfgate_tests::Who::new(broker), || {
+            bpfgate_protocol::channel::Channel::connect(path)
+        });
+        // Its queue may be full for a moment.
+        let Ok(channel) = channel else { continue };
+        let fds = [std::os::fd::AsFd::as_fd(&null)];
+        let _ = match round % 4 {
+            0 => channel.send_bytes(b"nonsense", &[]),
+            1 => channel.send_bytes(&[0; 12], &fds),
+            2 => channel.send_bytes(&[0xff; 4096], &fds[..0]),
+            _ => Ok(()),
+        };
+    }
+    assert_eq!(main_process(&helper("rules")), before, "{}", journal());
+    assert_eq!(gate.session_again("rules").list().unwrap()[0].links.len(), 1);
+    let start = packets(&counters);
+    gate.network.send_to_interface(5);
+    assert!(wait_until(SOON, || packets(&counters) == start + 5));
 }
