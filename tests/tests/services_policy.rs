@@ -197,9 +197,10 @@ fn what_is_revoked_is_gone_everywhere() {
 #[test]
 fn a_function_that_is_not_granted_any_more_is_not_called_any_more() {
     let gate = bpfgate_tests::services!();
-    let text = "{client}\n[objects.o]\n{object:sendsignal}\n[[objects.o.raw_tracepoint]]\nprogram = \"on_exit\"\n\
-        events = [\"sched_process_exit\"]\n[objects.o.helpers]\nallow = [\"bpf_send_signal\"]\n[lifetime]\nkeep = \"app\"\n";
+    let text = "{client}\n[objects.o]\n{object:sendsignal}\n[[objects.o.tracepoint]]\nprogram = \"signal_self\"\n\
+        events = [\"sched:sched_process_exec\"]\n[objects.o.helpers]\nallow = [\"bpf_send_signal\"]\n[lifetime]\nkeep = \"app\"\n";
     gate.apply_policy("calls", text);
+    // Loaded, and not attached to anything: it would send signals.
     let _ = gate.session("calls").load("o", &LoadOptions::default()).unwrap();
     assert_eq!(gate.session_again("calls").list().unwrap().len(), 1);
     gate.apply_policy("calls", &format!("description = \"more\"\n{text}"));

@@ -126,12 +126,11 @@ fn change(app: &AppName, wanted: Option<&Wanted>, old: Option<&str>, helper: &He
     }
 }
 
-/// Whether the helper says that it has this policy.
+/// Whether the helper says that it has this policy. One that says nothing yet is starting: with the policy of now.
 fn runs_with(helper: &Helper, drop_in: &str) -> bool {
     let digits = |c: char| !c.is_ascii_hexdigit();
     let named = helper.status.split(digits).find(|word| word.len() == 64);
-    // One that does not say which is none of ours, or has not come that far.
-    named.is_some_and(|named| digest(drop_in) == Some(named))
+    named.is_none_or(|named| digest(drop_in) == Some(named))
 }
 
 #[cfg(test)]
