@@ -21,6 +21,8 @@ const PATIENCE: u16 = 10_000;
 pub(crate) struct Loader {
     leash: Channel,
     work: Channel,
+    /// The number of the worker at the other end of `work`, as far as we were told.
+    worker: u32,
     gone: bool,
 }
 
@@ -36,7 +38,7 @@ impl Loader {
         drop((leash_end, work_end));
         leash.set_timeouts(5, 5).step("setting deadlines")?;
         work.set_timeouts(5, 5).step("setting deadlines")?;
-        let mut loader = Self { leash, work, gone: false };
+        let mut loader = Self { leash, work, worker: 1, gone: false };
         match loader.leash.recv::<FromLeash>().step("waiting for the loader")? {
             (FromLeash::Ready { version: INNER_VERSION }, _) => Ok(loader),
             (other, _) => Err(Fatal(format!("the loader is of another version: {other:?}"))),
@@ -65,13 +67,15 @@ impl Loader {
 
     /// The loader's next message of this request.
     pub(crate) fn next(&mut self) -> Result<(FromLoader, Vec<OwnedFd>), Refusal> {
-        match readable([self.work.as_fd(), self.leash.as_fd()], PATIENCE)? {
-            [true, _] => self.work.recv().map_err(|error| self.broken(&error)),
-            [false, true] => {
+        match readable([self.leash.as_fd(), self.work.as_fd()], PATIENCE)? {
+            // First: what is said on `work` after a worker's end is of another one.
+            [true, _] => {
                 let how = self.announcement()?;
-                self.throw_away()?;
+                // Its successor may have got an answer that was for it, or the request.
+                self.kill()?;
                 Err(ended(&how.unwrap_or_else(|| "is gone".into())))
             }
+            [false, true] => self.work.recv().map_err(|error| self.broken(&error)),
             [false, false] => {
                 self.kill()?;
                 let seconds = PATIENCE / 1000;
@@ -82,11 +86,13 @@ impl Loader {
         }
     }
 
-    /// Ends the worker and whatever it was doing; the next request meets a new one.
+    /// Ends the worker and whatever it was doing; the next request meets a new one, and both ends of `work` are empty.
     pub(crate) fn kill(&mut self) -> Result<(), Refusal> {
         self.catch_up()?;
-        if self.leash.send(&ToLeash::Kill, &[]).is_err() || self.announcement()?.is_none() {
-            self.gone = true;
+        let worker = self.worker;
+        self.gone |= self.leash.send(&ToLeash::Kill { worker }, &[]).is_err();
+        while !self.gone && self.worker <= worker {
+            self.announcement()?;
         }
         self.throw_away()
     }
@@ -102,7 +108,10 @@ impl Loader {
     /// What the loader's parent has to say: how a worker ended. None if the parent itself is gone.
     fn announcement(&mut self) -> Result<Option<String>, Refusal> {
         match self.leash.recv() {
-            Ok((FromLeash::Died { how }, _)) => Ok(Some(bpfgate_protocol::refusal::printable(&how, 100))),
+            Ok((FromLeash::Died { worker, how }, _)) => {
+                self.worker = worker.saturating_add(1);
+                Ok(Some(bpfgate_protocol::refusal::printable(&how, 100)))
+            }
             Ok((FromLeash::Ready { .. }, _)) | Err(_) => {
                 self.gone = true;
                 Ok(None)

@@ -17,6 +17,7 @@ use bpfgate_protocol::messages::helper::Target;
 use bpfgate_protocol::names::ProgramName;
 use bpfgate_protocol::policy::Keep;
 use bpfgate_protocol::policy::object::SEALS;
+use bpfgate_protocol::refusal::printable;
 use bpfgate_systemd::manager::Named;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::uio::pread;
@@ -179,7 +180,12 @@ pub(crate) fn restore(state: &mut State, kept: Vec<Kept>) -> Result<(), Fatal> {
     let forgotten = state.forget(&others);
     let kept = state.keep_again(&again);
     let count = state.instances.len();
-    eprintln!("bpfgate-helper: {count} instances were taken back, {} names were not", others.len());
+    let left = if others.is_empty() {
+        String::new()
+    } else {
+        format!("; not taken: {}", printable(&others.join(", "), 1000))
+    };
+    eprintln!("bpfgate-helper: {count} instances were taken back{left}");
     forgotten.and(kept).map_err(|refusal| Fatal(refusal.why))
 }
 

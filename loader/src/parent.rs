@@ -16,13 +16,16 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 pub(crate) fn run(alone: SingleThread, mut leash: Channel, work: &Channel) -> Result<(), Fatal> {
     syscalls::restrict(&seccomp::parent())?;
     let mut worker = start(alone, &leash, work)?;
+    let mut number = 1;
     leash.send(&FromLeash::Ready { version: INNER_VERSION }, &[]).step("telling the helper")?;
     loop {
         let (ended, told) = wait(&worker.1, &leash)?;
         if told {
             match leash.recv::<ToLeash>() {
-                Ok((ToLeash::Kill, _)) => {
-                    let _ = kill(worker.0, Signal::SIGKILL);
+                Ok((ToLeash::Kill { worker: which }, _)) => {
+                    if which == number {
+                        let _ = kill(worker.0, Signal::SIGKILL);
+                    }
                 }
                 // The helper is gone, and with it every reason to be here. The worker dies with us.
                 Err(ChannelError::Closed) => return Ok(()),
@@ -37,7 +40,8 @@ pub(crate) fn run(alone: SingleThread, mut leash: Channel, work: &Channel) -> Re
             };
             throw_away(work);
             worker = start(alone, &leash, work)?;
-            leash.send(&FromLeash::Died { how }, &[]).step("telling the helper")?;
+            leash.send(&FromLeash::Died { worker: number, how }, &[]).step("telling the helper")?;
+            number += 1;
         }
     }
 }

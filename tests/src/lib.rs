@@ -71,6 +71,27 @@ pub fn is_root() -> bool {
     root
 }
 
+/// Whether the kernel is this new; says so if not.
+pub fn is_kernel(least: (u32, u32), what: &str) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("/proc is mounted");
+    let mut numbers = release.split(['.', '-']).map(|word| word.parse().unwrap_or(0));
+    let this: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if this < least {
+        println!("skipped: {what} needs Linux {}.{}", least.0, least.1);
+    }
+    this >= least
+}
+
+/// Ends a test that needs a newer kernel.
+#[macro_export]
+macro_rules! needs_kernel {
+    ($major:literal, $minor:literal, $what:literal) => {
+        if !$crate::is_kernel(($major, $minor), $what) {
+            return;
+        }
+    };
+}
+
 /// Ends a test that needs root, for everybody else.
 #[macro_export]
 macro_rules! needs_root {

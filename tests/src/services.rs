@@ -203,7 +203,7 @@ pub fn kill_main(unit: &str, signal: Signal) {
 /// What the units have said.
 pub fn journal() -> String {
     let output =
-        Command::new("journalctl").args(["--no-pager", "-b", "-u", "bpfgate*", "-n", "200"]).output();
+        Command::new("journalctl").args(["--no-pager", "-b", "-u", "bpfgate*", "-n", "2000"]).output();
     output.map_or_else(|error| error.to_string(), |output| said(&output))
 }
 

@@ -4,7 +4,7 @@
 use bpfgate_client::{Client, Error, Instance, LoadOptions, Map, Target};
 use bpfgate_tests::cgroup::Cgroup;
 use bpfgate_tests::gate::INTERFACE;
-use bpfgate_tests::{Gate, SOON, needs_root, sys, user, wait_until};
+use bpfgate_tests::{Gate, SOON, needs_kernel, needs_root, sys, user, wait_until};
 use std::net::UdpSocket;
 
 /// The neighbour of the broker's interface.
@@ -92,6 +92,7 @@ fn xdp_native_is_in_the_driver_or_not_at_all() {
 #[test]
 fn tcx_ingress_is_what_comes_and_egress_what_goes() {
     needs_root!();
+    needs_kernel!(6, 6, "a tcx link");
     let gate = Gate::start();
     let before = gate.baseline();
     let hook = |direction: &str| {
@@ -195,6 +196,7 @@ fn cgroup_skb_sees_the_packets_of_its_cgroup_only() {
 #[test]
 fn uprobes_are_at_the_function_of_the_policy() {
     needs_root!();
+    needs_kernel!(6, 6, "a uprobe link");
     let gate = Gate::start();
     let before = gate.baseline();
     let binary = std::fs::read_link("/proc/self/exe").unwrap().display().to_string();

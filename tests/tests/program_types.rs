@@ -4,7 +4,7 @@ use bpfgate_client::{LoadOptions, Target};
 use bpfgate_tests::cgroup::Cgroup;
 use bpfgate_tests::counting::{counts_while_attached, policy};
 use bpfgate_tests::gate::INTERFACE;
-use bpfgate_tests::{Gate, Raw, SOON, needs_root, wait_until};
+use bpfgate_tests::{Gate, Raw, SOON, needs_kernel, needs_root, wait_until};
 use serde_json::json;
 
 #[test]
@@ -56,6 +56,7 @@ fn xdp_for_packets_in_fragments() {
 #[test]
 fn tcx_in_both_directions() {
     needs_root!();
+    needs_kernel!(6, 6, "a tcx link");
     let gate = Gate::start();
     let hook = |program: &str, direction: &str| {
         format!(

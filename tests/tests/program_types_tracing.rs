@@ -3,7 +3,7 @@
 use bpfgate_client::{LoadOptions, Map, RingBuffer, Target};
 use bpfgate_tests::counting::{count, counts_while_attached, policy};
 use bpfgate_tests::gate::INTERFACE;
-use bpfgate_tests::{Gate, Raw, SOON, USER, as_user, needs_root, sys, wait_until};
+use bpfgate_tests::{Gate, Raw, SOON, USER, as_user, needs_kernel, needs_root, sys, wait_until};
 use serde_json::json;
 use std::net::UdpSocket;
 use std::process::Command;
@@ -83,6 +83,7 @@ fn a_tracepoint_writes_records_to_a_ring_buffer() {
 #[test]
 fn uprobes_see_calls_and_returns_of_a_function() {
     needs_root!();
+    needs_kernel!(6, 6, "a uprobe link");
     let gate = Gate::start();
     let binary = std::env::current_exe().unwrap().display().to_string();
     let hook = |program: &str, more: &str| {

@@ -175,6 +175,8 @@ pub enum FromLeash {
     },
     /// The worker ended; a new one waits for work.
     Died {
+        /// Which, counted from 1. The next one is there already.
+        worker: u32,
         /// How, for people.
         how: String,
     },
@@ -183,8 +185,11 @@ pub enum FromLeash {
 /// To the loader's parent, on the leash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToLeash {
-    /// End the worker; it is late.
-    Kill,
+    /// End this worker; one that has ended already is meant no more.
+    Kill {
+        /// Which.
+        worker: u32,
+    },
 }
 
 /// The table of this channel.
