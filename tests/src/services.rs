@@ -5,9 +5,9 @@
 
 use crate::gate::{fill, sha256};
 use crate::network::Network;
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::user::{USER, Who, as_user};
-use crate::wait_until;
+use crate::{SOON, wait_until};
 use bpfgate_client::{Client, LoadOptions, Map};
 use std::fs::{self, File};
 use std::net::UdpSocket;
@@ -111,6 +111,19 @@ impl Services {
         client.unwrap_or_else(|error| panic!("Open {app}: {error}\n{}", journal()))
     }
 
+    /// An app with [`COUNTER`] as its policy, loaded and attached by a client that is gone; gives the counters.
+    pub fn kept_counter(&self, app: &str) -> Map {
+        self.apply_policy(app, COUNTER);
+        self.count_packets(&mut self.session(app))
+    }
+
+    /// Whether packets that arrive now are counted, each once.
+    pub fn sees_packets(&self, counters: &Map) -> bool {
+        let start = packets(counters);
+        self.network.send_to_interface(5);
+        wait_until(SOON, || packets(counters) == start + 5)
+    }
+
     /// Loads and attaches the packet counter ([`COUNTER`]) for the app; gives its map.
     pub fn count_packets(&self, client: &mut Client) -> Map {
         let mut instance = client.load("o", &LoadOptions::default()).expect("Load");
@@ -190,6 +203,18 @@ pub fn main_process(unit: &str) -> Process {
         found.is_some()
     });
     found.unwrap_or_else(|| panic!("{unit} has no process\n{}", journal()))
+}
+
+/// The uid of the broker.
+pub fn broker_uid() -> u32 {
+    let uids = process::status(main_process(BROKER).pid, "Uid");
+    uids[0].split('\t').next().and_then(|uid| uid.parse().ok()).expect("a uid")
+}
+
+/// Whether an XDP program is attached to an interface of this machine.
+pub fn is_attached(interface: &str) -> bool {
+    let output = Command::new("ip").args(["link", "show", interface]).output().expect("ip is there");
+    String::from_utf8_lossy(&output.stdout).contains("xdp")
 }
 
 /// Kills the main process of a unit, if it has one.

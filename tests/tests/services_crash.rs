@@ -52,10 +52,7 @@ fn work(gate: &Services, over: &AtomicBool) -> (u64, u64) {
 fn twenty_crashes_of_each_process_lose_nothing() {
     let gate = bpfgate_tests::services!();
     gate.policy("busy", &COUNTER.replace("keep = \"app\"", "keep = \"session\""));
-    gate.apply_policy("kept", COUNTER);
-    let mut client = gate.session("kept");
-    let counters = gate.count_packets(&mut client);
-    drop(client);
+    let counters = gate.kept_counter("kept");
     drop(gate.session("busy"));
     let before = Census::take();
     let start = packets(&counters);
@@ -132,10 +129,7 @@ fn leftover(before: &Census) -> Vec<String> {
 #[test]
 fn restarts_under_traffic_count_every_packet() {
     let gate = bpfgate_tests::services!();
-    gate.apply_policy("steady", COUNTER);
-    let mut client = gate.session("steady");
-    let counters = gate.count_packets(&mut client);
-    drop(client);
+    let counters = gate.kept_counter("steady");
     let start = packets(&counters);
     let traffic = Traffic::begin(&gate.network);
     for unit in [BROKER.to_owned(), helper("steady"), BROKER.to_owned(), helper("steady")] {
@@ -239,11 +233,7 @@ fn what_comes_back_wrong_is_not_taken_for_what_was_kept() {
     let counters = gate.count_packets(&mut client);
     let id = client.list().unwrap()[0].id;
     drop(client);
-    let grows = || {
-        let start = packets(&counters);
-        gate.network.send_to_interface(5);
-        wait_until(SOON, || packets(&counters) == start + 5)
-    };
+    let grows = || gate.sees_packets(&counters);
     for (what, script, said_of_it) in [
         (
             "extra",
@@ -287,15 +277,8 @@ fn what_comes_back_wrong_is_not_taken_for_what_was_kept() {
 #[test]
 fn a_full_or_read_only_run_loses_nothing() {
     let gate = bpfgate_tests::services!();
-    gate.apply_policy("full", COUNTER);
-    let mut client = gate.session("full");
-    let counters = gate.count_packets(&mut client);
-    drop(client);
-    let grows = || {
-        let start = packets(&counters);
-        gate.network.send_to_interface(5);
-        wait_until(SOON, || packets(&counters) == start + 5)
-    };
+    let counters = gate.kept_counter("full");
+    let grows = || gate.sees_packets(&counters);
     let _ = Command::new("dd").args(["if=/dev/zero", "of=/run/full", "bs=1M"]).output().unwrap();
     assert!(grows());
     // A session needs no space there.

@@ -1,8 +1,6 @@
 //! Services: the package.
 
-use bpfgate_tests::services::{
-    A_WHILE, BROKER, COUNTER, Traffic, helper, journal, main_process, packets, said,
-};
+use bpfgate_tests::services::{A_WHILE, BROKER, Traffic, helper, journal, main_process, packets, said};
 use bpfgate_tests::{wait_until, workspace};
 use std::process::Command;
 
@@ -20,10 +18,7 @@ fn run(line: &str) -> String {
 #[test]
 fn an_upgrade_misses_no_packet() {
     let gate = bpfgate_tests::services!();
-    gate.apply_policy("upgrade", COUNTER);
-    let mut client = gate.session("upgrade");
-    let counters = gate.count_packets(&mut client);
-    drop(client);
+    let counters = gate.kept_counter("upgrade");
     let start = packets(&counters);
     let before = [main_process(BROKER), main_process(&helper("upgrade"))];
     // The next build: other bytes under another version.

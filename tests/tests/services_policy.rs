@@ -2,17 +2,13 @@
 
 use bpfgate_client::{Error, LoadOptions, Target};
 use bpfgate_tests::services::{
-    A_WHILE, COUNTER, bpfgate, helper, is_active, journal, kill_main, main_process, packets, policy_path,
-    property, said, systemctl, units,
+    A_WHILE, COUNTER, bpfgate, broker_uid, helper, is_active, is_attached, journal, kill_main, main_process,
+    packets, policy_path, property, said, systemctl, units,
 };
 use bpfgate_tests::{SOON, wait_until};
 use std::fs;
 use std::process::Command;
 use std::time::Instant;
-
-fn is_attached(interface: &str) -> bool {
-    said(&Command::new("ip").args(["link", "show", interface]).output().unwrap()).contains("xdp")
-}
 
 #[test]
 fn a_policy_that_is_removed_takes_everything_with_it() {
@@ -212,10 +208,7 @@ fn a_function_that_is_not_granted_any_more_is_not_called_any_more() {
 #[test]
 fn a_policy_that_is_edited_and_not_applied_costs_nothing() {
     let gate = bpfgate_tests::services!();
-    gate.apply_policy("edit", COUNTER);
-    let mut client = gate.session("edit");
-    let counters = gate.count_packets(&mut client);
-    drop(client);
+    let counters = gate.kept_counter("edit");
     let good = fs::read_to_string(policy_path("edit")).unwrap();
     for bad in ["", "version = 1\nnonsense", &good.replace("xdp", "tcx")] {
         fs::write(policy_path("edit"), bad).unwrap();
@@ -225,9 +218,7 @@ fn a_policy_that_is_edited_and_not_applied_costs_nothing() {
         assert!(start.elapsed() < A_WHILE * bpfgate_tests::slowness(), "no answer for {:?}", start.elapsed());
         kill_main(&helper("edit"), nix::sys::signal::Signal::SIGKILL);
         std::thread::sleep(std::time::Duration::from_secs(3));
-        let before = packets(&counters);
-        gate.network.send_to_interface(5);
-        assert!(wait_until(SOON, || packets(&counters) == before + 5), "{bad:?}: it is gone\n{}", journal());
+        assert!(gate.sees_packets(&counters), "{bad:?}: it is gone\n{}", journal());
         fs::write(policy_path("edit"), &good).unwrap();
         assert_eq!(gate.session_again("edit").list().unwrap()[0].links.len(), 1, "{}", journal());
     }
@@ -242,12 +233,7 @@ fn an_invalid_policy_does_not_start_its_helper_again_and_again() {
     let good = fs::read_to_string(policy_path("again")).unwrap();
     fs::write(policy_path("again"), "version = 1\nnonsense").unwrap();
     // The broker refuses by itself; a socket that is knocked at all the same starts the helper once.
-    let broker: u32 = bpfgate_tests::process::status(main_process("bpfgate.service").pid, "Uid")[0]
-        .split('\t')
-        .next()
-        .unwrap()
-        .parse()
-        .unwrap();
+    let broker = broker_uid();
     let knock = || {
         let path = std::path::Path::new("/run/bpfgate/helper/again.sock");
         bpfgate_tests::as_user(&bpfgate_tests::Who::new(broker), || {
@@ -310,17 +296,9 @@ fn what_is_loaded_at_boot_follows_its_policy() {
 #[test]
 fn a_broker_that_breaks_the_rules_does_not_end_the_helper() {
     let gate = bpfgate_tests::services!();
-    gate.apply_policy("rules", COUNTER);
-    let mut client = gate.session("rules");
-    let counters = gate.count_packets(&mut client);
-    drop(client);
+    let counters = gate.kept_counter("rules");
     let before = main_process(&helper("rules"));
-    let broker: u32 = bpfgate_tests::process::status(main_process("bpfgate.service").pid, "Uid")[0]
-        .split('\t')
-        .next()
-        .unwrap()
-        .parse()
-        .unwrap();
+    let broker = broker_uid();
     // The real one lets go of a helper that nobody uses.
     std::thread::sleep(std::time::Duration::from_secs(6));
     let path = std::path::Path::new("/run/bpfgate/helper/rules.sock");
@@ -341,7 +319,5 @@ fn a_broker_that_breaks_the_rules_does_not_end_the_helper() {
     }
     assert_eq!(main_process(&helper("rules")), before, "{}", journal());
     assert_eq!(gate.session_again("rules").list().unwrap()[0].links.len(), 1);
-    let start = packets(&counters);
-    gate.network.send_to_interface(5);
-    assert!(wait_until(SOON, || packets(&counters) == start + 5));
+    assert!(gate.sees_packets(&counters));
 }

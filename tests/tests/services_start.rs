@@ -2,8 +2,8 @@
 
 use bpfgate_client::{Client, LoadOptions};
 use bpfgate_tests::services::{
-    self, A_WHILE, BROKER, COUNTER, SOCKET, bpfgate, helper, is_active, journal, kill_main, main_process,
-    packets, property, said, systemctl, units,
+    self, A_WHILE, BROKER, COUNTER, SOCKET, bpfgate, broker_uid, helper, is_active, is_attached, journal,
+    kill_main, main_process, packets, property, said, systemctl, units,
 };
 use bpfgate_tests::{SOON, STRANGER, USER, Who, as_user, process, wait_until};
 use nix::sys::signal::Signal;
@@ -104,8 +104,7 @@ fn only_the_broker_gets_to_a_helper() {
     gate.apply_policy("closed", FILTER);
     let path = std::path::Path::new("/run/bpfgate/helper/closed.sock");
     let socket = fs::metadata(path).unwrap();
-    let broker: u32 =
-        process::status(main_process(BROKER).pid, "Uid")[0].split('\t').next().unwrap().parse().unwrap();
+    let broker = broker_uid();
     assert!(socket.file_type().is_socket());
     assert_eq!((socket.uid(), socket.permissions().mode() & 0o777), (broker, 0o600));
     let knock = || bpfgate_protocol::channel::Channel::connect(path);
@@ -214,9 +213,7 @@ fn at_boot_everything_is_there_without_anybody_asking() {
     }));
     let id = instances[0].id;
     let counters = client.map(id, "counters").unwrap().into_map().unwrap();
-    let before = packets(&counters);
-    gate.network.send_to_interface(5);
-    assert!(wait_until(SOON, || packets(&counters) == before + 5));
+    assert!(gate.sees_packets(&counters));
     // Nobody takes it down, ...
     assert!(client.unload(id).is_err() && client.detach(instances[0].links[0].id).is_err());
     assert!(client.load("o", &LoadOptions::default()).is_err());
@@ -227,10 +224,7 @@ fn at_boot_everything_is_there_without_anybody_asking() {
     ip("link del gate0");
     ip("link add gate0 type veth peer name gate9");
     ip("link set gate0 up");
-    let attached = || {
-        said(&std::process::Command::new("ip").args(["link", "show", "gate0"]).output().unwrap())
-            .contains("xdp")
-    };
+    let attached = || is_attached("gate0");
     assert!(wait_until(A_WHILE, attached), "{}", journal());
     // The machine is as after a boot: nobody has asked, and it runs.
     drop(client);
