@@ -54,7 +54,7 @@ pub(crate) fn run(dry_run: bool, style: Style) -> Outcome {
     match style {
         Style::Table => print(&changes, dry_run)?,
         Style::Json => output::print_json(&json!({
-            "applied": !dry_run,
+            "dry_run": dry_run,
             "apps": changes.iter().map(as_json).collect::<Vec<_>>(),
             "invalid": warnings,
         }))?,
