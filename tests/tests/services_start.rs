@@ -2,8 +2,8 @@
 
 use bpfgate_client::{Client, LoadOptions};
 use bpfgate_tests::services::{
-    self, A_WHILE, BROKER, COUNTER, SOCKET, bpfgate, broker_uid, helper, is_active, is_attached, journal,
-    kill_main, main_process, packets, property, said, systemctl, units,
+    self, A_WHILE, BROKER, COUNTER, DropIn, SOCKET, bpfgate, broker_uid, helper, is_active, is_attached,
+    journal, kill_main, main_process, packets, property, said, systemctl, units,
 };
 use bpfgate_tests::{SOON, STRANGER, USER, Who, as_user, process, wait_until};
 use nix::sys::signal::Signal;
@@ -96,6 +96,26 @@ fn each_process_holds_what_its_policy_needs_and_nothing_else() {
     assert_ne!(process::network(main_process(&helper("filter")).pid), process::network(1));
     assert_eq!(process::network(main_process(&helper("count")).pid), process::network(1));
     drop(loaded);
+}
+
+#[test]
+fn a_unit_that_grants_more_than_the_policy_needs_is_not_served() {
+    let gate = bpfgate_tests::services!();
+    gate.apply_policy("grants", FILTER);
+    let set = "CAP_BPF CAP_SYS_ADMIN";
+    let more = DropIn::new(
+        &helper("grants"),
+        &format!("[Service]\nCapabilityBoundingSet={set}\nAmbientCapabilities={set}\n"),
+    );
+    let error = gate.try_session("grants").err().expect("it is not served");
+    assert!(matches!(error, bpfgate_client::Error::Helper(_)), "{error:?}");
+    assert!(
+        wait_until(A_WHILE, || journal().contains("the unit grants capabilities 8000200000")),
+        "{}",
+        journal()
+    );
+    drop(more);
+    drop(gate.session_again("grants"));
 }
 
 #[test]
