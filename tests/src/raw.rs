@@ -37,7 +37,7 @@ impl Raw {
     /// Speaks on a connection that exists.
     pub fn on(stream: UnixStream) -> Self {
         // Longer than the broker waits for anything that these tests do.
-        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+        stream.set_read_timeout(Some(Duration::from_secs(20) * crate::slowness())).expect("a timeout");
         Self { stream, unread: Vec::new(), fds: Vec::new() }
     }
 
