@@ -120,6 +120,15 @@ pub fn map_freeze(map: BorrowedFd<'_>) -> Result<(), Errno> {
     bpf(cmd::MAP_FREEZE, &mut ElemAttr { map_fd: number(map), ..Default::default() }).map(drop)
 }
 
+/// `BPF_OBJ_GET_INFO_BY_FD`. `T` is one of the plain structs of [`uapi`]; the kernel writes no more than its size.
+fn info<T: Default>(fd: BorrowedFd<'_>) -> Result<T, Errno> {
+    let mut info = T::default();
+    let info_len = u32::try_from(size_of::<T>()).map_err(|_| Errno::E2BIG)?;
+    let mut attr = InfoAttr { bpf_fd: number(fd), info_len, info: (&raw mut info) as u64 };
+    bpf(cmd::OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(info)
+}
+
 /// What the kernel says of a map, program or link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Description {
@@ -138,10 +147,7 @@ pub struct Description {
 
 /// Asks the kernel what is behind a descriptor of bpf(2). Whether that is a map, a program or a link, it does not say.
 pub fn describe(fd: BorrowedFd<'_>) -> Result<Description, Errno> {
-    let mut info = LinkInfo::default();
-    let info_len = u32::try_from(size_of::<LinkInfo>()).map_err(|_| Errno::E2BIG)?;
-    let mut attr = InfoAttr { bpf_fd: number(fd), info_len, info: (&raw mut info) as u64 };
-    bpf(cmd::OBJ_GET_INFO_BY_FD, &mut attr)?;
+    let info: LinkInfo = info(fd)?;
     Ok(Description {
         kind: info.link_type,
         id: info.id,
@@ -194,11 +200,7 @@ pub struct Map<'a> {
 impl<'a> Map<'a> {
     /// What the kernel says of the map behind `fd`.
     pub fn of(fd: BorrowedFd<'a>, cpus: PossibleCpus) -> Result<Self, Errno> {
-        let mut info = MapInfo::default();
-        let info_len = u32::try_from(size_of::<MapInfo>()).map_err(|_| Errno::E2BIG)?;
-        let mut attr = InfoAttr { bpf_fd: number(fd), info_len, info: (&raw mut info) as u64 };
-        bpf(cmd::OBJ_GET_INFO_BY_FD, &mut attr)?;
-        Ok(Self { fd, info, cpus })
+        Ok(Self { fd, info: info(fd)?, cpus })
     }
 
     /// What the kernel said.

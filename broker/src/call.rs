@@ -109,14 +109,8 @@ impl Frame {
                 Ok(Call::Open { app: app.parse().ok(), text: app })
             }
             ("io.bpfgate", _) if !admin => self.verb().map(Call::Verb),
-            ("org.varlink.service" | "io.bpfgate.Admin", _)
-                if admin || self.split().0 == "org.varlink.service" =>
-            {
-                Err(Misunderstood::Standard(
-                    "org.varlink.service.MethodNotFound",
-                    serde_json::json!({"method": printable(&self.method, 100)}),
-                ))
-            }
+            ("io.bpfgate.Admin", _) if admin => Err(self.unknown_method()),
+            ("org.varlink.service", _) => Err(self.unknown_method()),
             (interface, _) => {
                 let interface = printable(interface, 100);
                 Err(Misunderstood::Standard(
@@ -125,6 +119,11 @@ impl Frame {
                 ))
             }
         }
+    }
+
+    fn unknown_method(&self) -> Misunderstood {
+        let method = printable(&self.method, 100);
+        Misunderstood::Standard("org.varlink.service.MethodNotFound", serde_json::json!({"method": method}))
     }
 
     fn verb(&self) -> Result<Verb, Misunderstood> {
@@ -175,13 +174,7 @@ impl Frame {
                 let Empty {} = self.parameters()?;
                 Verb::List
             }
-            _ => {
-                let method = printable(&self.method, 100);
-                return Err(Misunderstood::Standard(
-                    "org.varlink.service.MethodNotFound",
-                    serde_json::json!({"method": method}),
-                ));
-            }
+            _ => return Err(self.unknown_method()),
         })
     }
 }

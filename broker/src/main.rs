@@ -22,6 +22,7 @@ use crate::starter::Starter;
 use bpfgate_lockdown::{Fatal, Step, capabilities, files, process, syscalls};
 use bpfgate_protocol::messages::helper::Sandbox;
 use bpfgate_protocol::policy::file;
+use bpfgate_systemd::installed::Installed;
 use bpfgate_systemd::manager::Manager;
 use clap::Parser;
 use std::path::{Path, PathBuf};
@@ -107,10 +108,10 @@ fn run(mut arguments: Arguments) -> Result<(), Fatal> {
 
 /// Says of every policy that is not in force why, before the first client asks.
 fn report_policies(directories: &[PathBuf]) {
-    for app in file::apps(directories) {
-        match file::read(directories, &app) {
-            Ok(_) => {}
-            Err(error) => log::error!("the policy of {app} is not in force:\n{error}"),
+    for (app, error) in Installed::read(directories).errors() {
+        match app {
+            Some(app) => log::error!("the policy of {app} is not in force:\n{error}"),
+            None => log::error!("{error}"),
         }
     }
 }

@@ -106,18 +106,28 @@ impl Inventory {
         match hook {
             Hook::CgroupSkb { cgroups, .. } => {
                 for path in cgroups {
+                    if self.cgroups.contains_key(path) {
+                        continue;
+                    }
                     let opened =
                         told(policy, line, open_path(path, "cgroup", OFlag::O_RDONLY | OFlag::O_DIRECTORY));
                     self.cgroups.insert(path.clone(), opened);
                 }
             }
             Hook::Uprobe { binary, .. } => {
+                // Call and return of one binary are two rules.
+                if self.binaries.contains_key(binary) {
+                    return;
+                }
                 let there = prepared.take(&Prepared::binary(binary)).and_then(|mut fds| fds.pop());
                 let opened = there.map_or_else(|| open_binary(binary), Ok);
                 self.binaries.insert(binary.clone(), told(policy, line, opened));
             }
             Hook::Tracepoint { events } => {
                 for event in events {
+                    if self.tracepoints.contains_key(event) {
+                        continue;
+                    }
                     let opened = prepared.take(&Prepared::event(event));
                     let opened = opened.map_or_else(|| open_tracepoint(event), Ok);
                     self.tracepoints.insert(event.clone(), told(policy, line, opened));

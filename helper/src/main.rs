@@ -98,23 +98,14 @@ fn arguments() -> Result<Arguments, Fatal> {
     };
     let mut parsed = Arguments { app, socket: DEFAULT_SOCKET.into(), ..Default::default() };
     while let Some(key) = args.next() {
+        let mut value = || args.next().ok_or_else(usage);
         match key.as_str() {
-            "--service" => {
-                parsed.service = true;
-                continue;
-            }
-            "--prepare" => {
-                parsed.prepare = true;
-                continue;
-            }
-            _ => {}
-        }
-        let value = args.next().ok_or_else(usage)?;
-        match key.as_str() {
-            "--policies" => parsed.policies.push(value.into()),
-            "--loader" => parsed.loader = value.into(),
-            "--socket" => parsed.socket = value.into(),
-            "--uid" => parsed.user = Some(User::unnamed(value.parse().step("--uid")?)),
+            "--service" => parsed.service = true,
+            "--prepare" => parsed.prepare = true,
+            "--policies" => parsed.policies.push(value()?.into()),
+            "--loader" => parsed.loader = value()?.into(),
+            "--socket" => parsed.socket = value()?.into(),
+            "--uid" => parsed.user = Some(User::unnamed(value()?.parse().step("--uid")?)),
             _ => return Err(usage()),
         }
     }
@@ -192,7 +183,7 @@ fn start(
     if arguments.service {
         compare_grant(capabilities::mask(&keep))?;
     }
-    *status = 1;
+    *status = LATER;
     let (prepared, kept) = Prepared::of(named);
     let inventory = Inventory::open(&policy, prepared)?;
     let kept = restore::sort(kept);

@@ -4,10 +4,16 @@
 use crate::Arguments;
 use crate::inventory::{self, Prepared};
 use bpfgate_lockdown::{Fatal, Step, process};
-use bpfgate_protocol::names::AppName;
+use bpfgate_protocol::names::{AbsolutePath, AppName, EventName};
 use bpfgate_protocol::policy::Hook;
 use bpfgate_systemd::manager::Manager;
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
+
+enum Wanted<'a> {
+    Event(&'a EventName),
+    Binary(&'a AbsolutePath),
+}
 
 pub(crate) fn run(app: &AppName, arguments: &Arguments) -> Result<(), Fatal> {
     let (manager, _kept) = Manager::from_environment()?;
@@ -25,18 +31,23 @@ pub(crate) fn run(app: &AppName, arguments: &Arguments) -> Result<(), Fatal> {
             return Ok(());
         }
     };
+    let mut done = BTreeSet::new();
     for rule in policy.objects.values().flat_map(|object| &object.programs) {
-        let prepared = match &rule.hook {
-            Hook::Tracepoint { events } => events
-                .iter()
-                .map(|event| (Prepared::event(event), inventory::open_tracepoint(event)))
-                .collect(),
-            Hook::Uprobe { binary, .. } => {
-                vec![(Prepared::binary(binary), inventory::open_binary(binary).map(|fd| vec![fd]))]
+        let wanted: Vec<(String, Wanted<'_>)> = match &rule.hook {
+            Hook::Tracepoint { events } => {
+                events.iter().map(|event| (Prepared::event(event), Wanted::Event(event))).collect()
             }
+            Hook::Uprobe { binary, .. } => vec![(Prepared::binary(binary), Wanted::Binary(binary))],
             _ => Vec::new(),
         };
-        for (name, opened) in prepared {
+        for (name, wanted) in wanted {
+            if !done.insert(name.clone()) {
+                continue;
+            }
+            let opened = match wanted {
+                Wanted::Event(event) => inventory::open_tracepoint(event),
+                Wanted::Binary(path) => inventory::open_binary(path).map(|fd| vec![fd]),
+            };
             // Those of the last start are used up, or about to be.
             manager.forget(&name).step("the service manager")?;
             match opened {

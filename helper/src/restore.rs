@@ -170,7 +170,6 @@ pub(crate) fn restore(state: &mut State, kept: Vec<Kept>) -> Result<(), Fatal> {
     let ours: BTreeSet<String> = state.kept_names().into_iter().map(|(name, _)| name).collect();
     let strange: BTreeSet<&String> =
         ours.iter().filter(|name| pool.0.get(*name).is_some_and(|all| !all.is_empty())).collect();
-    let again = strange.clone();
     let current = state.keeps().then(|| format!("{RECORD}{}", state.store.generation));
     let others: Vec<String> = names
         .into_iter()
@@ -178,7 +177,7 @@ pub(crate) fn restore(state: &mut State, kept: Vec<Kept>) -> Result<(), Fatal> {
         .collect();
     drop(pool);
     let forgotten = state.forget(&others);
-    let kept = state.keep_again(&again);
+    let kept = state.keep_again(&strange);
     let count = state.instances.len();
     let left = if others.is_empty() {
         String::new()

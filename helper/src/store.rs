@@ -14,6 +14,7 @@ use bpfgate_protocol::messages::{InstanceId, LinkId};
 use bpfgate_protocol::names::{MapName, ObjectName, ProgramName};
 use bpfgate_protocol::policy::object::sealed;
 use bpfgate_protocol::refusal::Refusal;
+use bpfgate_systemd::grants::hex;
 use bpfgate_systemd::manager::Manager;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -189,7 +190,7 @@ impl State {
     /// Says that this process serves, as far as there is somebody to say it to.
     pub(crate) fn say_ready(&self) -> Result<(), Fatal> {
         // The digest tells `bpfgate policy apply` which policy is in force here.
-        let digest = self.policy.digest.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+        let digest = hex(&self.policy.digest);
         let status = format!("serving {}, SHA-256 {digest}", self.policy.file);
         self.store.manager.ready(&status).step("telling the service manager")
     }

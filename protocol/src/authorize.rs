@@ -264,7 +264,7 @@ impl BootPermit {
 
     /// Every program of an object to every target that its rules name.
     pub fn attachments(&self, object: &ObjectName) -> Vec<AttachPermit> {
-        let rules = self.policy.objects.get(object).map_or(&[][..], |rules| &rules.programs);
+        let rules = self.policy.rules_of(object);
         let of_rule = |(rule, entry): (usize, &ProgramRule)| {
             let targets = entry.hook.literal_targets().unwrap_or_default();
             let permit = move |target| AttachPermit {
@@ -281,6 +281,10 @@ impl BootPermit {
 
 /// Whether something that was loaded or attached under an earlier policy may stay under this one.
 impl Policy {
+    fn rules_of(&self, object: &ObjectName) -> &[ProgramRule] {
+        self.objects.get(object).map_or(&[], |rules| &rules.programs)
+    }
+
     /// This object, loaded from the file with this digest, whose programs call these functions that need a grant, and
     /// whose globals were set to these values.
     pub fn still_approves(
@@ -303,8 +307,7 @@ impl Policy {
 
     /// This program of it, as a program of this kind.
     pub fn still_names(&self, object: &ObjectName, program: &ProgramName, kind: Kind) -> bool {
-        let rules = self.objects.get(object).map_or(&[][..], |rules| &rules.programs);
-        rules.iter().any(|rule| rule.program == *program && rule.hook.kind() == kind)
+        self.rules_of(object).iter().any(|rule| rule.program == *program && rule.hook.kind() == kind)
     }
 
     /// The rules that attach this program of it, under this kind of hook, to this target.
@@ -315,8 +318,7 @@ impl Policy {
         kind: Kind,
         target: &'a Target,
     ) -> impl Iterator<Item = &'a ProgramRule> {
-        let rules = self.objects.get(object).map_or(&[][..], |rules| &rules.programs);
-        rules.iter().filter(move |rule| {
+        self.rules_of(object).iter().filter(move |rule| {
             rule.program == *program && rule.hook.kind() == kind && rule.hook.allows(target)
         })
     }

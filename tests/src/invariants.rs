@@ -43,8 +43,11 @@ pub struct Baseline {
 impl Gate {
     /// How things are now; the honest client has been there.
     pub fn baseline(&self) -> Baseline {
+        let idle = self.descriptors();
         self.honest_client();
         let census = settled();
+        // The broker needs a moment to see that the honest client has gone: its connection is no part of the baseline.
+        wait_until(SOON, || self.descriptors() == idle);
         Baseline { census, descriptors: self.descriptors() }
     }
 

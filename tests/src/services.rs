@@ -3,7 +3,7 @@
 //! They change policies and units of the machine they run in, so they run only where `BPFGATE_MACHINE` says that it is
 //! theirs: `make systemd-test` and `make vm-test` set it inside of the machines they make.
 
-use crate::gate::{fill, sha256};
+use crate::gate::fill;
 use crate::network::Network;
 use crate::process::{self, Process};
 use crate::user::{USER, Who, as_user};
@@ -288,11 +288,6 @@ impl Traffic {
 pub fn packets(counters: &Map) -> u64 {
     let per_cpu = counters.lookup_per_cpu(&0u32.to_ne_bytes()).expect("a lookup").expect("element 0");
     per_cpu.iter().map(|value| u64::from_ne_bytes(value[..8].try_into().expect("two u64"))).sum()
-}
-
-/// The digest of a file, to name it in a policy.
-pub fn digest(path: &Path) -> String {
-    sha256(path)
 }
 
 /// Ends a test where the services are not there.

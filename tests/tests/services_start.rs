@@ -16,7 +16,9 @@ const FILTER: &str =
     "{client}\n[objects.o]\n{object:sockfilter}\n[[objects.o.socket_filter]]\nprogram = \"keep_all\"\n";
 
 /// A classic tracepoint, whose perf events only root may make where `perf_event_paranoid` is 3.
+/// Two rules name it: what was opened for the first one serves both.
 const TRACE: &str = "{client}\n[objects.o]\n{object:tp}\n[[objects.o.tracepoint]]\nprogram = \"on_exec\"\n\
+    events = [\"sched:sched_process_exec\"]\n[[objects.o.tracepoint]]\nprogram = \"on_exec\"\n\
     events = [\"sched:sched_process_exec\"]\n[objects.o.maps]\nevents = \"read-write\"\n";
 
 #[test]
@@ -195,7 +197,8 @@ fn what_only_root_may_open_is_opened_by_root_for_it() {
     let pid = main_process(&helper("trace")).pid;
     assert_eq!(process::status(pid, "CapEff"), ["000000c000000000"]);
     let events = instance.take_map("events").unwrap();
-    client.attach(instance.id, "on_exec", None, None).unwrap();
+    let target = bpfgate_client::Target::Event("sched:sched_process_exec".into());
+    client.attach(instance.id, "on_exec", Some(&target), None).unwrap();
     as_user(&USER, || {
         let mut ring = bpfgate_client::RingBuffer::new(events).unwrap();
         let mut child = std::process::Command::new("true").spawn().unwrap();

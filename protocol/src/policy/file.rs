@@ -125,13 +125,6 @@ pub fn read(directories: &[impl AsRef<Path>], app: &AppName) -> Result<Option<Po
     Ok(None)
 }
 
-/// The apps that have a policy in one of the directories, valid or not. A name that no app can have is passed over.
-pub fn apps(directories: &[impl AsRef<Path>]) -> std::collections::BTreeSet<AppName> {
-    let entries = directories.iter().filter_map(|directory| std::fs::read_dir(directory).ok()).flatten();
-    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    names.filter_map(|name| name.strip_suffix(".toml")?.parse().ok()).collect()
-}
-
 /// Reads one policy file, which root alone can have written.
 pub fn read_file(path: &Path) -> Result<Policy, PolicyError> {
     let name = path.display().to_string();
