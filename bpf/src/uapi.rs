@@ -39,6 +39,8 @@ pub const UPROBE_MULTI_RETURN: u32 = 1;
 /// `XDP_FLAGS_SKB_MODE`, include/uapi/linux/if_link.h.
 pub const XDP_SKB_MODE: u32 = 1 << 1;
 /// `XDP_FLAGS_DRV_MODE`.
+/// `BPF_F_BEFORE`: without a program to be relative to, before all of them.
+pub const F_BEFORE: u32 = 1 << 3;
 pub const XDP_DRV_MODE: u32 = 1 << 2;
 
 /// `BPF_MAP_CREATE`.

@@ -4,6 +4,7 @@ use bpfgate_protocol::hooks::Kind;
 use bpfgate_protocol::messages::helper::{Global, Target, Verb};
 use bpfgate_protocol::messages::{Bytes, InstanceId, LinkId};
 use bpfgate_protocol::names::{AppName, GlobalName, NameError};
+use bpfgate_protocol::policy;
 use bpfgate_protocol::refusal::{Refusal, printable};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
@@ -309,6 +310,7 @@ impl WireTarget {
         match (self.interface, self.cgroup, self.event, self.binary, self.symbol) {
             (None, None, None, None, None) => Ok(Target::Only),
             (Some(name), None, None, None, None) => Ok(Target::Interface(named("interface", name)?)),
+            (None, Some(path), None, None, None) if path == policy::OWN_CGROUP => Ok(Target::Own),
             (None, Some(path), None, None, None) => Ok(Target::Cgroup(named("cgroup", path)?)),
             (None, None, Some(event), None, None) => Ok(Target::Event(named("event", event)?)),
             (None, None, None, Some(binary), Some(symbol)) => {

@@ -30,6 +30,8 @@ const MAX_INSTANCES: usize = 4096;
 /// What the broker must know to make a reply of an answer. `tag` is the server's.
 pub(crate) struct Request<T> {
     pub(crate) message: ToHelper,
+    /// What goes with it, beside a client's socket.
+    pub(crate) fd: Option<OwnedFd>,
     pub(crate) tag: T,
 }
 
@@ -115,7 +117,7 @@ impl<T> Helper<T> {
                     Some(fd) => Some(fd),
                     None => return Err("a session without a client".into()),
                 },
-                _ => None,
+                _ => request.fd.as_ref().map(AsFd::as_fd),
             };
             match channel.send(&request.message, fd.as_slice()) {
                 Ok(()) => self.waiting.extend(self.queue.pop_front()),
@@ -244,8 +246,8 @@ impl<T> Helper<T> {
                 sandbox.capabilities, needed
             ));
         }
-        let landlock =
-            sandbox.landlock_abi >= files::LANDLOCK as u32 || self.policy.require == Sandboxing::Seccomp;
+        let landlock = sandbox.landlock_abi >= files::LANDLOCK as u32
+            || self.policy.require.sandbox == Sandboxing::Seccomp;
         if !landlock || sandbox.seccomp_filters < 2 {
             return Err(format!(
                 "it is confined less than its policy demands: landlock ABI {}, {} seccomp filters; [require] sandbox says how much",

@@ -20,8 +20,9 @@ mod starter;
 use crate::server::Doors;
 use crate::starter::Starter;
 use bpfgate_lockdown::{Fatal, Step, capabilities, files, process, syscalls};
+use bpfgate_protocol::identity::{Asker, Units};
 use bpfgate_protocol::messages::helper::Sandbox;
-use bpfgate_protocol::policy::file;
+use bpfgate_protocol::policy::{Machine, file};
 use bpfgate_systemd::installed::Installed;
 use bpfgate_systemd::manager::Manager;
 use clap::Parser;
@@ -98,12 +99,17 @@ fn run(mut arguments: Arguments) -> Result<(), Fatal> {
     // which replaces them. What an unprivileged user may read there is no secret.
     let mut allow: Vec<_> = below.iter().map(|path| files::Allow::Below(path)).collect();
     allow.push(files::Allow::Below(Path::new("/etc")));
+    // The unit of a client, for the record; and, before Linux 6.13, for policies that leave it to the broker.
+    allow.push(files::Allow::Below(Path::new("/proc")));
+    let machine = Machine::here().step("what this kernel is")?;
+    let units = Units::open(Asker::Broker);
     let landlock_abi = files::restrict(&allow, files::Demand::Full)?;
     let uid = nix::unistd::geteuid();
     let seccomp_filters = syscalls::restrict(&seccomp::rows(!arguments.standalone))?;
     let sandbox = Sandbox { landlock_abi, seccomp_filters, capabilities: 0 };
     log::info!("uid {uid}, no capability, landlock ABI {landlock_abi}, {seccomp_filters} seccomp filters");
-    server::Server::new(&arguments, doors, starter, manager, audit, sandbox).step("starting to serve")?.run()
+    let here = server::Here { sandbox, machine, units };
+    server::Server::new(&arguments, doors, starter, manager, audit, here).step("starting to serve")?.run()
 }
 
 /// Says of every policy that is not in force why, before the first client asks.

@@ -10,11 +10,11 @@ use crate::starter::{Attempt, Start, Starter};
 use bpfgate_lockdown::{Fatal, Step};
 use bpfgate_protocol::authorize::{Permit, authorize};
 use bpfgate_protocol::channel::send_stream;
-use bpfgate_protocol::identity::Peer;
+use bpfgate_protocol::identity::{Peer, Units, note_unit};
 use bpfgate_protocol::messages::SessionId;
-use bpfgate_protocol::messages::helper::{Outcome, Sandbox, ToHelper, Verb};
+use bpfgate_protocol::messages::helper::{Outcome, Sandbox, Target, ToHelper, Verb};
 use bpfgate_protocol::names::AppName;
-use bpfgate_protocol::policy::{Policy, Right};
+use bpfgate_protocol::policy::{Machine, Policy, Right};
 use bpfgate_protocol::refusal::{Class, Refusal, printable};
 use bpfgate_systemd::manager::Manager;
 use nix::errno::Errno;
@@ -36,6 +36,13 @@ const ADMIN: u64 = 2;
 pub(crate) struct Doors {
     pub(crate) clients: OwnedFd,
     pub(crate) admin: Option<OwnedFd>,
+}
+
+/// What was found out before the lock-down.
+pub(crate) struct Here {
+    pub(crate) sandbox: Sandbox,
+    pub(crate) machine: Machine,
+    pub(crate) units: Units,
 }
 
 /// One of them.
@@ -65,7 +72,7 @@ pub(crate) struct Server {
     epoll: Epoll,
     doors: Vec<Door>,
     manager: Manager,
-    pub(crate) sandbox: Sandbox,
+    here: Here,
     pub(crate) started: Instant,
     starter: Starter,
     audit: Audit,
@@ -90,7 +97,7 @@ impl Server {
         starter: Starter,
         manager: Manager,
         audit: Audit,
-        sandbox: Sandbox,
+        here: Here,
     ) -> std::io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let mut all = Vec::new();
@@ -108,7 +115,7 @@ impl Server {
             epoll,
             doors: all,
             manager,
-            sandbox,
+            here,
             started: Instant::now(),
             starter,
             audit,
@@ -368,7 +375,7 @@ impl Server {
             helper.cancel(|tag| tag.asker.as_ref().is_some_and(|asker| asker.connection == number));
         if !unopened {
             let tag = Tag { asker: None, subject: String::new() };
-            helper.push(Request { message: ToHelper::Close { session: session.id }, tag });
+            helper.push(Request { message: ToHelper::Close { session: session.id }, fd: None, tag });
         }
         self.pass_on(helper_number);
     }
@@ -470,8 +477,6 @@ impl Server {
             return Err(no(Refusal::invalid("a connection is for one app, and Open was called before")));
         }
         let app = app.ok_or_else(|| no(Refusal::denied("this cannot be the name of an app")))?;
-        let peer = Peer::of(connection.socket())
-            .map_err(|error| no(Refusal::denied(format!("the client cannot be identified: {error}"))))?;
         let now = Instant::now();
         let policy = match self.starter.policy(&app) {
             Ok(Some(policy)) => policy,
@@ -479,7 +484,13 @@ impl Server {
             Err(error) => return Err(no(Refusal::denied(error.lines().join("; ")))),
         };
         let with = |refusal: Refusal| (refusal, Some(policy.clone()));
+        let peer = self
+            .identify(number, &policy)
+            .map_err(|error| with(Refusal::denied(format!("the client cannot be identified: {error}"))))?;
         let _early = authorize(&policy, &peer).map_err(with)?;
+        if let Some(why) = policy.require.missing(self.here.machine, self.here.sandbox.landlock_abi) {
+            return Err(with(Refusal::unsupported(why).by_line(policy.require.line)));
+        }
         self.make_way(&app, &policy).map_err(with)?;
         let sessions =
             self.helper_of.get(&app).and_then(|n| self.helpers.get(n)).map(|helper| helper.sessions);
@@ -501,10 +512,18 @@ impl Server {
         if let Some(entry) = self.helpers.get_mut(&helper) {
             entry.sessions += 1;
             let tag = Tag { asker: Some(asker), subject: app.to_string() };
-            entry.push(Request { message: ToHelper::Open { session: id }, tag });
+            entry.push(Request { message: ToHelper::Open { session: id }, fd: None, tag });
         }
         self.pass_on(helper);
         Ok(())
+    }
+
+    /// The client of a connection, as a policy has to know it.
+    fn identify(&self, number: u64, policy: &Policy) -> std::io::Result<Peer> {
+        let connection = self.connections.get(&number).ok_or(std::io::ErrorKind::NotConnected)?;
+        let mut peer = self.here.units.identify(connection.socket(), policy)?;
+        note_unit(&mut peer, connection.socket());
+        Ok(peer)
     }
 
     /// Asks a helper what it has, for the administrator. One that does not run is started, if it is behind a socket.
@@ -527,7 +546,7 @@ impl Server {
             subject: app.to_string(),
         };
         if let Some(entry) = self.helpers.get_mut(&helper) {
-            entry.push(Request { message: ToHelper::Survey, tag });
+            entry.push(Request { message: ToHelper::Survey, fd: None, tag });
         }
         self.pass_on(helper);
         Ok(())
@@ -542,7 +561,7 @@ impl Server {
             sandbox: helper.sandbox.as_ref(),
         });
         let uptime = self.started.elapsed().as_secs();
-        reply::status(uptime, self.connections.len(), &self.sandbox, helpers)
+        reply::status(uptime, self.connections.len(), &self.here.sandbox, helpers)
     }
 
     /// A helper serves the policy that it read at its start. If the file is another one by now, it ends with its last
@@ -608,12 +627,23 @@ impl Server {
         else {
             return Err((Refusal::helper("the helper of this app has ended"), None));
         };
-        early(helper, permit, &verb).map_err(|refusal| (refusal, Some(permit.policy().clone())))?;
+        let with = |refusal| (refusal, Some(permit.policy().clone()));
+        early(helper, permit, &verb).map_err(with)?;
+        let fd = match &verb {
+            Verb::Attach { target: Target::Own, .. } => {
+                let cgroup = permit.own_unit().and_then(|unit| self.here.units.open_cgroup(unit));
+                Some(
+                    cgroup
+                        .ok_or_else(|| with(Refusal::gone("the cgroup of the client's unit is not there")))?,
+                )
+            }
+            _ => None,
+        };
         let request = self.audit.request_id();
         let asker = Asker { connection: number, peer: session.peer.clone(), request, oneway };
         let tag = Tag { asker: Some(asker), subject: subject(&verb) };
         let message = ToHelper::Ask { session: session.id, verb };
-        helper.push(Request { message, tag });
+        helper.push(Request { message, fd, tag });
         connection.busy = true;
         self.pass_on(helper_number);
         Ok(())
@@ -684,7 +714,7 @@ impl Server {
         line: Option<u32>,
         mut fds: Vec<OwnedFd>,
     ) -> Result<(), Fatal> {
-        let Request { message, tag: Tag { asker, subject } } = request;
+        let Request { message, tag: Tag { asker, subject }, .. } = request;
         let Some(Asker { connection, peer, request, oneway }) = asker else { return Ok(()) };
         let Some(helper) = self.helpers.get_mut(&number) else { return Ok(()) };
         let mut record = Record::of(&peer, &request, message.row().name, &subject);
@@ -753,7 +783,7 @@ impl Server {
         let app = helper.app.clone();
         log::error!("helper of {app}: {why}");
         let mut told = Vec::new();
-        for Request { message, tag } in helper.into_requests() {
+        for Request { message, tag, .. } in helper.into_requests() {
             let Some(Asker { connection, peer, request, oneway }) = tag.asker else { continue };
             let mut record = Record::of(&peer, &request, message.row().name, &tag.subject);
             record.app = Some(app.as_str());

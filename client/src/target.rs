@@ -12,7 +12,7 @@ use serde::Serialize;
 pub enum Target {
     /// A network interface, for xdp and tcx programs.
     Interface(String),
-    /// The absolute path of a cgroup, as in the policy.
+    /// The absolute path of a cgroup, as in the policy, or `own`.
     Cgroup(String),
     /// A tracepoint: `category:name`, or the bare name for raw tracepoints.
     Event(String),
@@ -53,6 +53,9 @@ impl<'a> From<&'a Target> for WireTarget<'a> {
     }
 }
 
+/// Instead of a path: the cgroup of the unit by which the policy names the client.
+const OWN_CGROUP: &str = "own";
+
 /// A target as a person writes it; a bare word gets its meaning from the program it is for.
 ///
 /// | written | means |
@@ -63,7 +66,8 @@ impl<'a> From<&'a Target> for WireTarget<'a> {
 /// | `/usr/bin/bash:readline` | a uprobe: what follows the last colon is the symbol |
 /// | `interface:`, `cgroup:/`, `event:`, `uprobe:/` in front | exactly that |
 ///
-/// `cgroup:` is a prefix only before a slash: `cgroup:cgroup_mkdir` is a tracepoint.
+/// `cgroup:` is a prefix only before a slash, and in `cgroup:own`, the cgroup of the client's own unit:
+/// `cgroup:cgroup_mkdir` is a tracepoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetWord {
     /// What it is can be seen from how it is written.
@@ -96,7 +100,9 @@ impl FromStr for TargetWord {
         match word.split_once(':') {
             Some(("interface", name)) => clear(Target::Interface(named("interface", name)?)),
             Some(("event", name)) => clear(Target::Event(named("event", name)?)),
-            Some(("cgroup", path)) if path.starts_with('/') => clear(Target::Cgroup(path.to_owned())),
+            Some(("cgroup", path)) if path.starts_with('/') || path == OWN_CGROUP => {
+                clear(Target::Cgroup(path.to_owned()))
+            }
             Some(("uprobe", rest)) => clear(uprobe(rest)?),
             Some(_) if word.starts_with('/') => clear(uprobe(word)?),
             Some((category, name)) => {
@@ -155,6 +161,7 @@ mod tests {
         assert_eq!(clear("interface:eth0"), Target::Interface("eth0".into()));
         assert_eq!(clear("interface:eth0:1"), Target::Interface("eth0:1".into()));
         assert_eq!(clear("cgroup:/a"), Target::Cgroup("/a".into()));
+        assert_eq!(clear("cgroup:own"), Target::Cgroup("own".into()));
         assert_eq!(clear("cgroup:cgroup_mkdir"), Target::Event("cgroup:cgroup_mkdir".into()));
         assert_eq!(clear("event:sched_process_exec"), Target::Event("sched_process_exec".into()));
         assert_eq!(clear("event:sched:x"), Target::Event("sched:x".into()));

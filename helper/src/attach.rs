@@ -10,7 +10,7 @@ use bpfgate_protocol::authorize::AttachPermit;
 use bpfgate_protocol::hooks::Kind;
 use bpfgate_protocol::messages::helper::Target;
 use bpfgate_protocol::names::{InterfaceName, ProgramName};
-use bpfgate_protocol::policy::{Direction, Hook, XdpMode};
+use bpfgate_protocol::policy::{Direction, Hook, Order, XdpMode};
 use bpfgate_protocol::refusal::Refusal;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -43,8 +43,17 @@ impl Way {
             Hook::Xdp { mode: XdpMode::Native, .. } => (attach::XDP, uapi::XDP_DRV_MODE),
             Hook::Xdp { mode: XdpMode::Generic, .. } => (attach::XDP, uapi::XDP_SKB_MODE),
             Hook::Xdp { mode: XdpMode::Any, .. } => (attach::XDP, 0),
-            Hook::Tcx { direction: Direction::Ingress, .. } => (attach::TCX_INGRESS, 0),
-            Hook::Tcx { direction: Direction::Egress, .. } => (attach::TCX_EGRESS, 0),
+            Hook::Tcx { direction, order, .. } => {
+                let flags = match order {
+                    Order::First => uapi::F_BEFORE,
+                    // Without a flag too, since the kernel has an order.
+                    Order::Last => 0,
+                };
+                match direction {
+                    Direction::Ingress => (attach::TCX_INGRESS, flags),
+                    Direction::Egress => (attach::TCX_EGRESS, flags),
+                }
+            }
             Hook::CgroupSkb { direction: Direction::Ingress, .. } => (attach::CGROUP_INET_INGRESS, 0),
             Hook::CgroupSkb { direction: Direction::Egress, .. } => (attach::CGROUP_INET_EGRESS, 0),
             Hook::Tracepoint { .. } => (attach::PERF_EVENT, 0),
@@ -74,6 +83,7 @@ pub(crate) fn attach(
     loader: &mut Loader,
     permit: &AttachPermit,
     program: BorrowedFd<'_>,
+    cgroup: Option<OwnedFd>,
 ) -> Result<Attached, Refusal> {
     let rule = permit.rule();
     let Way { attach_type, flags } = Way::of(&rule.hook);
@@ -84,6 +94,13 @@ pub(crate) fn attach(
         }
         (Hook::CgroupSkb { .. }, Target::Cgroup(path)) => {
             let cgroup = opened(&inventory.cgroups, path)?;
+            let target = cgroup.as_raw_fd().cast_unsigned();
+            link(&rule.program, permit.target(), bpf::link_create(program, target, attach_type, flags))
+        }
+        (Hook::CgroupSkb { .. }, Target::Unit(unit)) => {
+            // The broker opened it, and is not believed.
+            let cgroup = cgroup.filter(|fd| inventory.units.is_cgroup_of(fd.as_fd(), unit));
+            let cgroup = cgroup.ok_or_else(|| Refusal::gone(format!("the cgroup of {unit} is not there")))?;
             let target = cgroup.as_raw_fd().cast_unsigned();
             link(&rule.program, permit.target(), bpf::link_create(program, target, attach_type, flags))
         }

@@ -62,7 +62,7 @@ impl Boot {
             let there = state.instances.get(&id).and_then(|i| i.link_to(&program, kind, &target));
             let made = match there {
                 Some(link) => Ok(link),
-                None => state.attach_program(id, &permit),
+                None => state.attach_program(id, &permit, None),
             };
             // Interfaces are looked up each time; everything else was opened when this process started.
             self.stuck |= made.is_err() && !matches!(target, Target::Interface(_));

@@ -4,6 +4,7 @@
 
 use bpfgate_bpf::{self as bpf, PossibleCpus};
 use bpfgate_lockdown::{Fatal, Step};
+use bpfgate_protocol::identity::{Asker, Units};
 use bpfgate_protocol::names::{AbsolutePath, EventName, ObjectName};
 use bpfgate_protocol::policy::file::open_trusted;
 use bpfgate_protocol::policy::object::{Approved, approve};
@@ -72,6 +73,8 @@ pub(crate) struct Inventory {
     pub(crate) network: OwnedFd,
     /// Which network namespace that is: links to interfaces are of one.
     pub(crate) network_id: (u64, u64),
+    /// Who is in which unit.
+    pub(crate) units: Units,
     /// Possible CPUs: what per-CPU maps have values for.
     pub(crate) cpus: PossibleCpus,
     /// Names under which something was prepared that nobody needs.
@@ -89,6 +92,7 @@ impl Inventory {
             tracepoints: BTreeMap::new(),
             network,
             network_id: network_id(policy)?,
+            units: Units::open(Asker::Helper),
             cpus: PossibleCpus::read().step("reading the possible CPUs")?,
             unwanted: Vec::new(),
         };

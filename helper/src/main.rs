@@ -15,6 +15,7 @@ mod inventory;
 mod loader;
 mod loading;
 mod maps;
+mod pace;
 mod prepare;
 mod restore;
 mod rounds;
@@ -36,7 +37,7 @@ use bpfgate_protocol::authorize::BootPermit;
 use bpfgate_protocol::channel::Channel;
 use bpfgate_protocol::messages::helper::{FromHelper, Sandbox};
 use bpfgate_protocol::names::AppName;
-use bpfgate_protocol::policy::{Policy, Sandboxing, file, needed};
+use bpfgate_protocol::policy::{Machine, Policy, Sandboxing, file, needed};
 use bpfgate_protocol::{DEFAULT_SOCKET, INNER_VERSION};
 use bpfgate_systemd::manager::{Manager, Named};
 use std::path::PathBuf;
@@ -177,7 +178,8 @@ fn start(
     process::clear_environment(alone)?;
     // With things that are kept, a policy that cannot be read just now must not cost them: again, in a moment.
     let holds = named.iter().any(|named| named.name.starts_with(store::RECORD));
-    *status = if holds { LATER } else { UNFIT };
+    let unfit = if holds { LATER } else { UNFIT };
+    *status = unfit;
     let policy = Arc::new(policy(app, arguments)?);
     let keep = needed(&policy);
     if arguments.service {
@@ -186,15 +188,20 @@ fn start(
     *status = LATER;
     let (prepared, kept) = Prepared::of(named);
     let inventory = Inventory::open(&policy, prepared)?;
+    let machine = Machine::here().step("what this kernel is")?;
     let kept = restore::sort(kept);
     let loader = loader::Loader::start(alone, &arguments.loader, arguments.user)?;
     capabilities::keep_only(&keep, arguments.user)?;
     process::not_dumpable()?;
-    let demand = match policy.require {
+    let demand = match policy.require.sandbox {
         Sandboxing::Full => files::Demand::Full,
         Sandboxing::Seccomp => files::Demand::Whatever,
     };
     let landlock_abi = files::restrict(&[], demand)?;
+    if let Some(why) = policy.require.missing(machine, landlock_abi) {
+        *status = unfit;
+        return Err(Fatal(format!("{}: {why}", policy.at(policy.require.line))));
+    }
     entrance.prepare()?;
     let mut rounds = Rounds::new(BootPermit::of(&policy).map(Boot::new), !arguments.service);
     let seccomp_filters = syscalls::restrict(&seccomp::rows(arguments.service))?;

@@ -11,9 +11,7 @@ use crate::state::{Instance, Program, Session, State};
 use bpfgate_lockdown::{Fatal, Step};
 use bpfgate_protocol::authorize::{AttachPermit, LoadPermit, Permit, authorize};
 use bpfgate_protocol::channel::{Channel, ChannelError};
-use bpfgate_protocol::hooks::Kind;
-use bpfgate_protocol::identity::Peer;
-use bpfgate_protocol::messages::helper::{FromHelper, Global, Outcome, ProgramInfo, Target, ToHelper, Verb};
+use bpfgate_protocol::messages::helper::{FromHelper, Global, Outcome, ProgramInfo, ToHelper, Verb};
 use bpfgate_protocol::messages::{Bulk, Bytes, InstanceId, LinkId, SessionId};
 use bpfgate_protocol::names::{MapName, ObjectName, ProgramName};
 use bpfgate_protocol::policy::{Access, Right};
@@ -22,7 +20,7 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::socket::{UnixAddr, getsockname, getsockopt, sockopt};
 use nix::sys::time::TimeSpec;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a request came to. Descriptors are named, not held: they are lent to the message that carries them.
 struct Done {
@@ -159,10 +157,11 @@ impl State {
             (ToHelper::Open { .. }, Some(socket)) if is_new => {
                 self.open(session, socket).map_err(Failed::from)
             }
-            (ToHelper::Ask { verb, .. }, None) if !is_new => match self.sessions.get(&session) {
+            // How many descriptors a message has is a part of its shape, which the channel has checked.
+            (ToHelper::Ask { verb, .. }, fd) if !is_new => match self.sessions.get(&session) {
                 Some(entry) => {
                     let permit = entry.permit.clone();
-                    self.ask(session, &permit, verb)
+                    self.ask(session, &permit, verb, fd)
                 }
                 // The client went away before the broker knew.
                 None => Err(Refusal::gone("the session has ended").into()),
@@ -175,13 +174,21 @@ impl State {
         })
     }
 
-    fn ask(&mut self, session: SessionId, permit: &Permit, verb: Verb) -> Result<Done, Failed> {
+    fn ask(
+        &mut self,
+        session: SessionId,
+        permit: &Permit,
+        verb: Verb,
+        fd: Option<OwnedFd>,
+    ) -> Result<Done, Failed> {
         Ok(match verb {
             Verb::Load { object, programs, globals } => {
                 self.load(session, permit, &object, &programs, &globals)?
             }
             Verb::Attach { instance, program, hook, target } => {
-                self.attach(session, permit, instance, &program, hook, &target)?
+                let object = self.own_instance(session, instance)?.object.clone();
+                let permit = permit.attach(&object, &program, hook, &target)?;
+                self.attach(instance, &permit, fd)?
             }
             Verb::Detach { link } => self.detach(session, permit, link)?,
             Verb::Unload { instance } => self.unload(session, permit, instance)?,
@@ -203,7 +210,7 @@ impl State {
         if name.path() != Some(self.entrance.as_path()) || listens {
             return Err(unknown(&"it did not come through the socket for clients"));
         }
-        let peer = Peer::of(socket.as_fd()).map_err(|e| unknown(&e))?;
+        let peer = self.inventory.units.identify(socket.as_fd(), &self.policy).map_err(|e| unknown(&e))?;
         let permit = authorize(&self.policy, &peer)?;
         if self.sessions.len() >= self.policy.limits.connections as usize {
             return Err(Refusal::quota("as many connections as the policy allows are there already"));
@@ -222,6 +229,7 @@ impl State {
         globals: &[Global],
     ) -> Result<Done, Failed> {
         let load = permit.load(object, programs, globals)?;
+        self.pace.one_more(self.policy.limits.loads_per_minute, Instant::now())?;
         let instance = self.load_object(Some(session), &load)?;
         self.loaded(permit, &load, instance).map_err(|refusal| {
             let _ = self.remove_instance(instance);
@@ -300,16 +308,11 @@ impl State {
 
     fn attach(
         &mut self,
-        session: SessionId,
-        permit: &Permit,
         id: InstanceId,
-        program: &ProgramName,
-        hook: Option<Kind>,
-        target: &Target,
+        permit: &AttachPermit,
+        cgroup: Option<OwnedFd>,
     ) -> Result<Done, Refusal> {
-        let object = self.own_instance(session, id)?.object.clone();
-        let permit = permit.attach(&object, program, hook, target)?;
-        let link = self.attach_program(id, &permit)?;
+        let link = self.attach_program(id, permit, cgroup)?;
         let fd = permit.rule().link_fd;
         let fds = if fd { vec![Lend::NewestLink(id)] } else { Vec::new() };
         let outcome = Outcome::Attached { link, target: permit.target().clone(), fd };
@@ -321,6 +324,7 @@ impl State {
         &mut self,
         id: InstanceId,
         permit: &AttachPermit,
+        cgroup: Option<OwnedFd>,
     ) -> Result<LinkId, Refusal> {
         let program = &permit.rule().program;
         if self.links() >= self.policy.limits.links as usize {
@@ -336,7 +340,7 @@ impl State {
             return Err(Refusal::invalid(format!("program {program} was not loaded with this instance")));
         };
         let program = self.instances[&id].programs[place].fd.as_fd();
-        let attached = attach::attach(&mut self.inventory, &mut self.loader, permit, program)?;
+        let attached = attach::attach(&mut self.inventory, &mut self.loader, permit, program, cgroup)?;
         self.add_link(id, permit, attached)
     }
 

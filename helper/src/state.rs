@@ -6,6 +6,7 @@ use crate::inventory::Inventory;
 use crate::loader::Loader;
 use crate::loading::Budget;
 use crate::maps::Map;
+use crate::pace::Pace;
 use crate::store::{self, Store};
 use bpfgate_protocol::authorize::{AttachPermit, Permit};
 use bpfgate_protocol::hooks::Kind;
@@ -30,6 +31,7 @@ pub(crate) struct State {
     pub(crate) sessions: BTreeMap<SessionId, Session>,
     pub(crate) instances: BTreeMap<InstanceId, Instance>,
     pub(crate) store: Store,
+    pub(crate) pace: Pace,
     /// Numbers are given once: a number of something that is gone never means something else.
     pub(crate) last_instance: u64,
     pub(crate) last_link: u64,
@@ -93,6 +95,7 @@ impl State {
             entrance,
             sessions: BTreeMap::new(),
             instances: BTreeMap::new(),
+            pace: Pace::default(),
             last_instance: 0,
             last_link: 0,
             last_session: 0,

@@ -10,7 +10,7 @@ use crate::identity::Peer;
 use crate::messages::helper::{Global, Target};
 use crate::messages::loader::ProgramPlan;
 use crate::names::{MapName, ObjectName, ProgramName};
-use crate::policy::{Access, Client, Hook, Keep, Object, Policy, ProgramRule, Right};
+use crate::policy::{Access, Client, Hook, Keep, Object, Policy, ProgramRule, Right, Unit};
 use crate::refusal::Refusal;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -66,16 +66,14 @@ pub fn authorize(policy: &Arc<Policy>, peer: &Peer) -> Result<Permit, Refusal> {
     let is_for = |client: &Client| {
         client.user.is_none_or(|uid| peer.is_user(uid))
             && client.group.is_none_or(|gid| peer.is_in_group(gid))
+            && client.unit.as_ref().is_none_or(|unit| peer.is_in_unit(unit))
             // An entry without a condition is refused when the file is read; here it is for nobody.
-            && (client.user.is_some() || client.group.is_some())
+            && (client.user.is_some() || client.group.is_some() || client.unit.is_some())
     };
     let roles: Vec<usize> =
         policy.clients.iter().enumerate().filter(|(_, client)| is_for(client)).map(|(i, _)| i).collect();
     if roles.is_empty() {
-        return Err(Refusal::denied(format!(
-            "uid {} gid {} is in no client entry of {}",
-            peer.uid, peer.gid, policy.file
-        )));
+        return Err(Refusal::denied(format!("{peer} is in no client entry of {}", policy.file)));
     }
     Ok(Permit { policy: policy.clone(), roles })
 }
@@ -100,6 +98,12 @@ impl Permit {
             None => Err(Refusal::denied(format!("no entry for this client says may = [\"{right}\"]"))
                 .by_line(self.line())),
         }
+    }
+
+    /// The unit by which an entry that gives the right to attach names the client.
+    pub fn own_unit(&self) -> Option<&Unit> {
+        let mut entries = self.roles.iter().map(|&i| &self.policy.clients[i]);
+        entries.find_map(|client| client.unit.as_ref().filter(|_| client.may.contains(&Right::Attach)))
     }
 
     fn object(&self, name: &ObjectName) -> Result<&Object, Refusal> {
@@ -187,13 +191,25 @@ impl Permit {
             rule,
             target,
         };
+        let own = self.own_unit().cloned().map(Target::Unit);
+        let target = match target {
+            Target::Own => own.as_ref().ok_or_else(|| {
+                Refusal::denied("no entry that names this client by its unit says may = [\"attach\"]")
+                    .by_line(self.line())
+            })?,
+            // No client can name the unit of another one.
+            Target::Unit(_) => return Err(Refusal::denied("a unit cannot be asked for")),
+            other => other,
+        };
         if *target == Target::Only {
             let mut all: Vec<(usize, Target)> = Vec::new();
             for (i, rule) in &candidates {
                 let literal = rule.hook.literal_targets();
                 let Some(literal) = literal else {
-                    return Err(Refusal::invalid("name the target: the policy allows a pattern of them")
-                        .by_line(rule.line));
+                    return Err(Refusal::invalid(
+                        "name the target: the policy allows a pattern, or the client's own",
+                    )
+                    .by_line(rule.line));
                 };
                 all.extend(literal.into_iter().map(|target| (*i, target)));
             }
@@ -221,15 +237,22 @@ impl Permit {
     /// Errors: `Denied` (no right to this map, not in the policy, or its access is none)
     pub fn map(&self, object: &ObjectName, map: &MapName) -> Result<MapPermit, Refusal> {
         let rules = self.object(object)?;
-        let entry = self.roles.iter().map(|&i| &self.policy.clients[i]).find(|client| {
+        let gives = |client: &&Client| {
             client.may.contains(&Right::Maps) && client.maps.as_ref().is_none_or(|maps| maps.contains(map))
-        });
-        if entry.is_none() {
+        };
+        let entries = || self.roles.iter().map(|&i| &self.policy.clients[i]).filter(gives);
+        let Some(first) = entries().next() else {
             return Err(
                 Refusal::denied(format!("no entry for this client gives map {map}")).by_line(self.line())
             );
-        }
+        };
         match rules.maps.get(map) {
+            // Of several roles the one that gives more counts, as everywhere.
+            Some((access, _))
+                if access.hands_over() && entries().all(|client| client.proxy.contains(map)) =>
+            {
+                Ok(MapPermit { access: Access::Proxy, line: first.line })
+            }
             Some(&(access, line)) if access != Access::None => Ok(MapPermit { access, line }),
             Some(&(_, line)) => Err(Refusal::denied(format!("map {map} is closed to clients")).by_line(line)),
             None => Err(Refusal::denied(format!("the policy does not name map {map} of object {object}"))
@@ -319,7 +342,11 @@ impl Policy {
         target: &'a Target,
     ) -> impl Iterator<Item = &'a ProgramRule> {
         self.rules_of(object).iter().filter(move |rule| {
-            rule.program == *program && rule.hook.kind() == kind && rule.hook.allows(target)
+            let still_there = match target {
+                Target::Unit(unit) => self.units().any(|known| known == unit),
+                _ => true,
+            };
+            rule.program == *program && rule.hook.kind() == kind && rule.hook.allows(target) && still_there
         })
     }
 }
@@ -426,6 +453,7 @@ impl Hook {
                 interfaces.iter().any(|pattern| pattern.matches(name.as_str()))
             }
             (Self::CgroupSkb { cgroups, .. }, Target::Cgroup(path)) => cgroups.contains(path),
+            (Self::CgroupSkb { own, .. }, Target::Unit(_)) => *own,
             (Self::RawTracepoint { events } | Self::Tracepoint { events }, Target::Event(event)) => {
                 events.contains(event)
             }
@@ -436,12 +464,13 @@ impl Hook {
         }
     }
 
-    /// All of its targets, if they can be listed.
+    /// All of its targets, if they can be listed without knowing who asks.
     pub(crate) fn literal_targets(&self) -> Option<Vec<Target>> {
         Some(match self {
             Self::Xdp { interfaces, .. } | Self::Tcx { interfaces, .. } => {
                 interfaces.iter().map(|p| p.literal().map(Target::Interface)).collect::<Option<_>>()?
             }
+            Self::CgroupSkb { own: true, .. } => return None,
             Self::CgroupSkb { cgroups, .. } => cgroups.iter().cloned().map(Target::Cgroup).collect(),
             Self::RawTracepoint { events } | Self::Tracepoint { events } => {
                 events.iter().cloned().map(Target::Event).collect()

@@ -10,6 +10,7 @@
 //! | [`inspect`] | what the helper checks in maps and instructions before it asks the kernel |
 //! | [`hooks`] | one row per kind of program |
 //! | [`identity`] | who a connected client is, as the kernel says |
+//! | [`pidfd`] | the two questions to the kernel about a process that no library asks yet |
 #![deny(unsafe_code)]
 
 pub mod authorize;
@@ -21,6 +22,7 @@ pub mod identity;
 pub mod inspect;
 pub mod messages;
 pub mod names;
+pub mod pidfd;
 pub mod policy;
 pub mod refusal;
 
@@ -37,7 +39,7 @@ pub const ADMIN_SOCKET: &str = "/run/bpfgate/io.bpfgate.Admin";
 pub const DEFAULT_SOCKET: &str = "/run/bpfgate/io.bpfgate";
 
 /// The version of the inner channels; broker, helper and loader of different versions refuse each other.
-pub const INNER_VERSION: u32 = 3;
+pub const INNER_VERSION: u32 = 4;
 
 #[cfg(test)]
 mod tests {

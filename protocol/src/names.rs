@@ -128,6 +128,44 @@ name!(
     "a path is absolute, without empty, `.` or `..` parts, and at most 1024 characters"
 );
 
+name!(
+    /// A system unit that processes run in: a service, with its instance where it is one of a template.
+    UnitName,
+    |s| {
+        s.len() <= 255
+            && s.strip_suffix(".service").is_some_and(|name| {
+                !name.is_empty()
+                    && name.bytes().all(unit_byte)
+                    && !name.starts_with('@')
+                    && !name.ends_with('@')
+            })
+    },
+    "a unit is the whole name of a service, such as flowmon.service or flowmon@eth0.service"
+);
+name!(
+    /// A slice of the service manager. `-` in its name is a step down: `a-b.slice` is in `a.slice`.
+    SliceName,
+    |s| {
+        s.len() <= 255
+            && s.strip_suffix(".slice").is_some_and(|name| {
+                name == "-" || name.bytes().all(|b| b != b'@' && unit_byte(b)) && name.split('-').all(|part| !part.is_empty())
+            })
+    },
+    "a slice is the whole name of one, such as system.slice or web-front.slice"
+);
+
+impl SliceName {
+    /// The root of all slices.
+    pub fn root() -> Self {
+        Self("-.slice".to_owned())
+    }
+}
+
+/// Source: `VALID_CHARS` of systemd's src/basic/unit-name.c, and `@`.
+fn unit_byte(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b":_.\\-@".contains(&b)
+}
+
 fn plain(s: &str, max: usize) -> bool {
     (1..=max).contains(&s.len())
         && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-')
@@ -266,6 +304,15 @@ mod tests {
         }
         assert_eq!(pattern("eth0").literal(), "eth0".parse().ok());
         assert_eq!(pattern("eth*").literal(), None);
+    }
+
+    /// POL-13. The worst pattern that fits, against the worst name.
+    #[test]
+    fn no_pattern_takes_long() {
+        let (pattern, name) = (pattern("*a*a*a*a*a*a*ab"), "aaaaaaaaaaaaaaa");
+        let start = std::time::Instant::now();
+        assert!(!pattern.matches(name));
+        assert!(start.elapsed() < std::time::Duration::from_millis(50));
     }
 
     /// The matcher against the obvious recursive one, on every pattern and name of a small alphabet.

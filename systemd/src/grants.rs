@@ -4,7 +4,8 @@
 use bpfgate_protocol::functions;
 use bpfgate_protocol::names::ObjectName;
 use bpfgate_protocol::policy::{
-    Access, Client, Direction, Hook, Object, Policy, ProgramRule, Sandboxing, XdpMode, needed,
+    Access, Client, Direction, Hook, Object, Order, Policy, ProgramRule, Sandboxing, UnitCheck, XdpMode,
+    needed,
 };
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -27,6 +28,7 @@ pub fn grants(policy: &Policy) -> BTreeSet<String> {
         ("instructions", u64::from(limits.instructions)),
         ("map_memory", limits.map_memory),
         ("connections", u64::from(limits.connections)),
+        ("loads_per_minute", u64::from(limits.loads_per_minute)),
     ] {
         lines.insert(format!("limit {what} {bound}"));
     }
@@ -34,7 +36,20 @@ pub fn grants(policy: &Policy) -> BTreeSet<String> {
     if let Some(netns) = &policy.netns {
         lines.insert(format!("netns {netns}"));
     }
-    lines.insert(match policy.require {
+    let require = policy.require;
+    if require.unit_check == UnitCheck::Broker {
+        lines.insert("the broker alone may check units".into());
+    }
+    if let Some((major, minor)) = require.kernel {
+        lines.insert(format!("requires Linux {major}.{minor}"));
+    }
+    if let Some(abi) = require.landlock {
+        lines.insert(format!("requires landlock ABI {abi}"));
+    }
+    if require.btf {
+        lines.insert("requires the kernel's BTF".into());
+    }
+    lines.insert(match require.sandbox {
         Sandboxing::Full => "sandbox full".into(),
         Sandboxing::Seccomp => "sandbox seccomp".into(),
     });
@@ -42,16 +57,20 @@ pub fn grants(policy: &Policy) -> BTreeSet<String> {
 }
 
 fn client(client: &Client) -> String {
-    let conditions = [client.user.map(|id| format!("uid {id}")), client.group.map(|id| format!("gid {id}"))];
+    let unit = client.unit.as_ref().map(|unit| format!("unit {} in {}", unit.name, unit.slice));
+    let conditions =
+        [client.user.map(|id| format!("uid {id}")), client.group.map(|id| format!("gid {id}")), unit];
     let who = conditions.into_iter().flatten().collect::<Vec<_>>().join(" and ");
     let may = client.may.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    match &client.maps {
-        None => format!("{who} may {may}"),
-        Some(maps) => {
-            let maps = maps.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            format!("{who} may {may} (only {maps})")
-        }
+    let list = |maps: &BTreeSet<_>| maps.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let mut line = format!("{who} may {may}");
+    if let Some(maps) = &client.maps {
+        let _ = write!(line, " (only {})", list(maps));
     }
+    if !client.proxy.is_empty() {
+        let _ = write!(line, " (by proxy {})", list(&client.proxy));
+    }
+    line
 }
 
 fn add_object(lines: &mut BTreeSet<String>, name: &ObjectName, object: &Object) {
@@ -99,11 +118,14 @@ fn places(rule: &ProgramRule) -> Vec<String> {
             };
             interfaces.iter().map(|name| format!("on xdp {name} ({mode})")).collect()
         }
-        Hook::Tcx { interfaces, direction } => {
-            interfaces.iter().map(|name| format!("on tcx {name} ({})", way(direction))).collect()
+        Hook::Tcx { interfaces, direction, order } => {
+            let order = if *order == Order::First { ", first" } else { "" };
+            interfaces.iter().map(|name| format!("on tcx {name} ({}{order})", way(direction))).collect()
         }
-        Hook::CgroupSkb { cgroups, direction } => {
-            cgroups.iter().map(|path| format!("on cgroup_skb {path} ({})", way(direction))).collect()
+        Hook::CgroupSkb { cgroups, own, direction } => {
+            let own = own.then(|| "of the client's unit".to_owned());
+            let all = cgroups.iter().map(ToString::to_string).chain(own);
+            all.map(|cgroup| format!("on cgroup_skb {cgroup} ({})", way(direction))).collect()
         }
         Hook::RawTracepoint { events } => {
             events.iter().map(|event| format!("on raw_tracepoint {event}")).collect()
@@ -146,8 +168,17 @@ netns = "/run/netns/blue"
 [[client]]
 user = "u"
 group = "g"
-may = ["maps", "load"]
 maps = ["m", "k"]
+may = ["maps", "load"]
+[[client]]
+unit = "a@b.service"
+proxy = ["m"]
+may = ["attach", "maps"]
+[require]
+unit_check = "broker"
+kernel = "6.6"
+landlock = 4
+btf = true
 [objects.o]
 path = "/o"
 [[objects.o.xdp]]
@@ -183,6 +214,7 @@ allow = ["bpf_send_signal"]
             "limit connections 16",
             "limit instructions 1000000",
             "limit links 16",
+            "limit loads_per_minute 600",
             "limit map_memory 67108864",
             "limit maps 32",
             "limit programs 16",
@@ -195,8 +227,13 @@ allow = ["bpf_send_signal"]
             "program p of object o on xdp eth0 (native), the descriptor of the link is handed out",
             "program p of object o on xdp lan* (native), the descriptor of the link is handed out",
             "program q of object o on uprobe /b:odd\\x5c (return)",
+            "requires Linux 6.6",
+            "requires landlock ABI 4",
+            "requires the kernel's BTF",
             "sandbox full",
+            "the broker alone may check units",
             "uid 7 and gid 8 may load, maps (only k, m)",
+            "unit a@b.service in system-a.slice may attach, maps (by proxy m)",
         ];
         assert_eq!(of(WHOLE).into_iter().collect::<Vec<_>>(), expected);
     }

@@ -2,7 +2,7 @@
 
 use crate::gate::{Gate, bin_dir};
 use crate::sys;
-use crate::user::Who;
+use crate::user::{Who, as_user};
 use crate::{SOON, wait_until};
 use bpfgate_protocol::channel::{Channel, ChannelError};
 use bpfgate_protocol::messages::SessionId;
@@ -12,6 +12,7 @@ use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::process::{Child, Stdio};
 
 /// The policy that tests of the real helper are about.
@@ -101,10 +102,15 @@ impl Peer {
 
     /// Opens a session for a client that is `who`; gives the client's end.
     pub fn session(&mut self, gate: &Gate, id: u64, who: &Who) -> UnixStream {
-        let (client, server) = connected(gate, ENTRANCE, who);
+        self.session_by(gate, id, |path| as_user(who, || UnixStream::connect(path)).expect("a connection"))
+    }
+
+    /// Opens a session for whoever connects to this path; gives what the connecting came to.
+    pub fn session_by<T>(&mut self, gate: &Gate, id: u64, connect: impl FnOnce(&Path) -> T) -> T {
+        let (client, server) = connected_by(gate, ENTRANCE, connect);
         let request = ToHelper::Open { session: SessionId(id) };
         let (outcome, _) = self.ask(&request, Some(server.as_fd()));
-        assert_eq!(outcome, Outcome::Done, "{who:?}");
+        assert_eq!(outcome, Outcome::Done);
         client
     }
 
@@ -127,11 +133,15 @@ pub fn client_of(gate: &Gate, who: &Who) -> (UnixStream, UnixStream) {
 
 /// Both ends of a connection whose client is `who`, through a socket of this name.
 pub fn connected(gate: &Gate, name: &str, who: &Who) -> (UnixStream, UnixStream) {
+    connected_by(gate, name, |path| as_user(who, || UnixStream::connect(path)).expect("a connection"))
+}
+
+fn connected_by<T>(gate: &Gate, name: &str, connect: impl FnOnce(&Path) -> T) -> (T, UnixStream) {
     let path = gate.dir.join(name);
     let _ = fs::remove_file(&path);
     let listener = UnixListener::bind(&path).expect("a listener");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).expect("its mode");
-    let client = crate::as_user(who, || UnixStream::connect(&path)).expect("a connection");
+    let client = connect(&path);
     let (server, _) = listener.accept().expect("a connection");
     (client, server)
 }

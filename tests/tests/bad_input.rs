@@ -9,8 +9,8 @@ const POLICY: &str = r#"
 {client}
 [[client]]
 user = 12399
-may = ["maps"]
 maps = ["values"]
+may = ["maps"]
 [objects.o]
 {object:globals}
 [[objects.o.xdp]]

@@ -10,8 +10,8 @@ const POLICY: &str = r#"
 {client}
 [[client]]
 group = 23456
-may = ["maps"]
 maps = ["counts"]
+may = ["maps"]
 [objects.o]
 {object:minimal}
 [[objects.o.xdp]]

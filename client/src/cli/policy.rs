@@ -165,11 +165,14 @@ fn as_json(policy: &Policy) -> Value {
         .clients
         .iter()
         .map(|client| {
-            let conditions =
-                [client.user.map(|id| format!("uid {id}")), client.group.map(|id| format!("gid {id}"))];
+            let conditions = [
+                client.user.map(|id| format!("uid {id}")),
+                client.group.map(|id| format!("gid {id}")),
+                client.unit.as_ref().map(|unit| format!("unit {unit}")),
+            ];
             let who = conditions.into_iter().flatten().collect::<Vec<_>>().join(" and ");
             let may: Vec<String> = client.may.iter().map(Right::to_string).collect();
-            json!({"who": who, "may": may, "maps": client.maps, "line": client.line})
+            json!({"who": who, "may": may, "maps": client.maps, "proxy": client.proxy, "line": client.line})
         })
         .collect();
     let needs: Vec<Value> = capabilities(policy)
@@ -181,7 +184,7 @@ fn as_json(policy: &Policy) -> Value {
         "description": policy.description,
         "keep": policy.keep.to_string(),
         "netns": policy.netns,
-        "sandbox": match policy.require { Sandboxing::Full => "full", Sandboxing::Seccomp => "seccomp" },
+        "sandbox": match policy.require.sandbox { Sandboxing::Full => "full", Sandboxing::Seccomp => "seccomp" },
         "limits": {
             "programs": limits.programs,
             "maps": limits.maps,
@@ -189,6 +192,7 @@ fn as_json(policy: &Policy) -> Value {
             "instructions": limits.instructions,
             "map_memory": limits.map_memory,
             "connections": limits.connections,
+            "loads_per_minute": limits.loads_per_minute,
         },
         "clients": clients,
         "objects": policy.objects.iter().map(object).collect::<Vec<_>>(),
@@ -255,7 +259,9 @@ fn targets(hook: &Hook) -> Vec<String> {
             interfaces.iter().map(|interface| format!("{interface}{mode}")).collect()
         }
         Hook::Tcx { interfaces, .. } => interfaces.iter().map(ToString::to_string).collect(),
-        Hook::CgroupSkb { cgroups, .. } => cgroups.iter().map(ToString::to_string).collect(),
+        Hook::CgroupSkb { cgroups, own, .. } => {
+            cgroups.iter().map(ToString::to_string).chain(own.then(|| "own".to_owned())).collect()
+        }
         Hook::RawTracepoint { events } | Hook::Tracepoint { events } => strings(events),
         Hook::Uprobe { binary, symbols, .. } => {
             symbols.iter().map(|symbol| format!("{binary}:{symbol}")).collect()

@@ -9,8 +9,8 @@ user = 1000
 may = ["load", "attach", "maps"]
 [[client]]
 group = 50
-may = ["maps"]
 maps = ["counts"]
+may = ["maps"]
 [[client]]
 user = 7
 group = 8
@@ -38,7 +38,7 @@ fn policy() -> Arc<Policy> {
     Arc::new(Policy::parse("/p.toml", TEXT, &Accounts::default()).unwrap())
 }
 fn peer(uid: u32, gid: u32, groups: &[u32]) -> Peer {
-    Peer { uid, gid, groups: groups.to_vec(), pid: 1 }
+    Peer { uid, gid, groups: groups.to_vec(), ..Default::default() }
 }
 fn app() -> Permit {
     authorize(&policy(), &peer(1000, 1000, &[])).unwrap()

@@ -8,7 +8,7 @@ use crate::hooks::Kind;
 use crate::names::{
     AbsolutePath, EventName, GlobalName, InterfaceName, MapName, ObjectName, ProgramName, SymbolName,
 };
-use crate::policy::Access;
+use crate::policy::{Access, Unit};
 use crate::refusal::Refusal;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -22,6 +22,10 @@ pub enum Target {
     Interface(InterfaceName),
     /// A cgroup, by its path as the policy writes it.
     Cgroup(AbsolutePath),
+    /// What a client asks for: the cgroup of the unit by which the policy names it.
+    Own,
+    /// What that comes to.
+    Unit(Unit),
     /// A tracepoint or raw tracepoint.
     Event(EventName),
     /// A function of a binary, both as the policy writes them.
@@ -39,6 +43,8 @@ impl fmt::Display for Target {
             Self::Only => f.write_str("the only one"),
             Self::Interface(name) => name.fmt(f),
             Self::Cgroup(path) => path.fmt(f),
+            Self::Own => f.write_str("its own cgroup"),
+            Self::Unit(unit) => write!(f, "the cgroup of {unit}"),
             Self::Event(event) => event.fmt(f),
             Self::Symbol { binary, symbol } => write!(f, "{binary}:{symbol}"),
         }
@@ -152,7 +158,7 @@ pub const ROWS: [Row; 10] = [
     Row {
         name: "Attach",
         from: Process::Broker,
-        fds_in: "",
+        fds_in: "the cgroup of the client's unit, where that is the target",
         fds_out: "the link, where the policy says link_fd",
         doc: "Attaches a program of an instance to a target of the policy.",
     },
@@ -227,7 +233,12 @@ impl ToHelper {
 
 impl Message for ToHelper {
     fn fds(&self) -> usize {
-        usize::from(matches!(self, Self::Open { .. }))
+        let attaches_own = |verb: &Verb| matches!(verb, Verb::Attach { target: Target::Own, .. });
+        usize::from(match self {
+            Self::Open { .. } => true,
+            Self::Ask { verb, .. } => attaches_own(verb),
+            Self::Close { .. } | Self::Survey => false,
+        })
     }
 }
 

@@ -5,8 +5,8 @@ use super::file::Accounts;
 use super::raw::{self, Text};
 use super::report::Problem;
 use super::{
-    Access, Client, Direction, Hook, Keep, Limits, Object, Policy, PolicyError, ProgramRule, Range, Right,
-    Sandboxing, VERSION, XdpMode,
+    Access, Client, Direction, Hook, Keep, Limits, OWN_CGROUP, Object, Order, Policy, PolicyError,
+    ProgramRule, Range, Require, Right, Sandboxing, Unit, UnitCheck, VERSION, XdpMode,
 };
 use crate::functions;
 use crate::identity::NEVER;
@@ -69,8 +69,8 @@ impl Builder<'_> {
         if keep == Keep::Boot {
             self.nothing_is_asked_for(&clients, &objects);
         }
-        let require = [("full", Sandboxing::Full), ("seccomp", Sandboxing::Seccomp)];
-        let require = self.word(raw.require.sandbox, Sandboxing::Full, &require);
+        self.own_is_somebodys(&clients, &objects);
+        let require = self.require(raw.require);
         Some(Policy {
             file: file.to_owned(),
             digest: Sha256::digest(self.text.as_bytes()).into(),
@@ -93,9 +93,24 @@ impl Builder<'_> {
             }
         }
         for rule in objects.values().flat_map(|object| &object.programs) {
-            if rule.hook.literal_targets().is_none() {
+            let own = matches!(rule.hook, Hook::CgroupSkb { own: true, .. });
+            if rule.hook.literal_targets().is_none() && !own {
                 let help = "write one name for each interface that the program is to be attached to";
                 let why = "with keep = \"boot\" a program is attached to every interface that is named, and a pattern names none";
+                self.problem(self.first_of(rule.line), why, Some(help));
+            }
+        }
+    }
+
+    /// `own` is the cgroup of the unit that an entry names: without such an entry it is nothing.
+    fn own_is_somebodys(&mut self, clients: &[Client], objects: &BTreeMap<ObjectName, Object>) {
+        if clients.iter().any(|client| client.unit.is_some() && client.may.contains(&Right::Attach)) {
+            return;
+        }
+        for rule in objects.values().flat_map(|object| &object.programs) {
+            if matches!(rule.hook, Hook::CgroupSkb { own: true, .. }) {
+                let why = "the cgroup \"own\" is that of the client's unit, and no client entry that may attach names a unit";
+                let help = "add unit = \"NAME.service\" to the entry, or write the path of the cgroup";
                 self.problem(self.first_of(rule.line), why, Some(help));
             }
         }
@@ -152,14 +167,16 @@ impl Builder<'_> {
         let span = raw.span();
         let line = self.line(&span);
         let raw = raw.into_inner();
-        if raw.user.is_none() && raw.group.is_none() {
-            let help = "add user = \"...\" or group = \"...\"; every condition in one entry must hold";
+        self.may_is_last(&raw);
+        if raw.user.is_none() && raw.group.is_none() && raw.unit.is_none() {
+            let help = "add user = \"...\", group = \"...\" or unit = \"...\"; every condition in one entry must hold";
             self.problem(span, "this client entry has no condition: it would match everybody", Some(help));
             return None;
         }
         let accounts = self.accounts;
         let user = raw.user.map(|user| self.principal("user", user, &accounts.users).ok_or(()));
         let group = raw.group.map(|group| self.principal("group", group, &accounts.groups).ok_or(()));
+        let unit = self.unit(raw.unit, raw.slice);
         if raw.may.get_ref().is_empty() {
             self.problem(
                 raw.may.span(),
@@ -173,16 +190,77 @@ impl Builder<'_> {
             .into_iter()
             .map(|word| self.word(Some(word), Right::Maps, &Right::WORDS))
             .collect();
-        let maps = match raw.maps {
-            None => None,
-            Some(maps) => {
-                if !may.contains(&Right::Maps) {
-                    self.problem(span.clone(), "this entry lists maps, but may does not say \"maps\"", None);
-                }
-                Some(self.names("maps", &span, &maps)?.into_iter().collect())
-            }
+        if (raw.maps.is_some() || raw.proxy.is_some()) && !may.contains(&Right::Maps) {
+            self.problem(span.clone(), "this entry lists maps, but may does not say \"maps\"", None);
+        }
+        let mut list = |what: &str, maps: Option<Vec<Text>>| {
+            let names = |maps: Vec<Text>| self.names(what, &span, &maps).ok_or(());
+            maps.map(names)
+                .transpose()
+                .map(|names| names.map(|names| names.into_iter().collect::<BTreeSet<_>>()))
         };
-        Some(Client { line, user: user.transpose().ok()?, group: group.transpose().ok()?, may, maps })
+        let (maps, proxy) = (list("maps", raw.maps), list("proxy", raw.proxy));
+        let (maps, proxy) = (maps.ok()?, proxy.ok()?.unwrap_or_default());
+        let (user, group, unit) = (user.transpose().ok()?, group.transpose().ok()?, unit.transpose().ok()?);
+        Some(Client { line, user, group, unit, may, maps, proxy })
+    }
+
+    /// A file that was cut off must not allow more than the whole: every key of an entry that narrows it stands before
+    /// the one that gives something, without which there is no entry.
+    fn may_is_last(&mut self, raw: &raw::Client) {
+        let may = raw.may.span();
+        let spans = [
+            raw.user.as_ref().map(Spanned::span),
+            raw.group.as_ref().map(Spanned::span),
+            raw.unit.as_ref().map(Spanned::span),
+            raw.slice.as_ref().map(Spanned::span),
+            raw.maps.as_ref().and_then(|maps| Some(maps.last()?.span())),
+            raw.proxy.as_ref().and_then(|maps| Some(maps.last()?.span())),
+        ];
+        if let Some(later) = spans.into_iter().flatten().find(|span| span.start > may.start) {
+            let why = "this stands after may: if the file were cut off in between, the entry would allow more than it says";
+            self.problem(later, why, Some("write may as the last key of its entry"));
+        }
+    }
+
+    fn unit(&mut self, name: Option<Text>, slice: Option<Text>) -> Option<Result<Unit, ()>> {
+        let Some(name) = name else {
+            if let Some(slice) = slice {
+                let why = "slice says where the unit of this entry is, and there is none";
+                self.problem(slice.span(), why, Some("add unit = \"NAME.service\", or leave slice out"));
+            }
+            return None;
+        };
+        let unit = self.name(&name).and_then(|name| {
+            let slice = match slice {
+                Some(slice) => self.name(&slice)?,
+                None => Unit::default_slice(&name),
+            };
+            Some(Unit { name, slice })
+        });
+        Some(unit.ok_or(()))
+    }
+
+    fn require(&mut self, raw: Option<Spanned<raw::Require>>) -> Require {
+        let line = raw.as_ref().map_or(0, |raw| self.line(&raw.span()));
+        let raw = raw.map(Spanned::into_inner).unwrap_or_default();
+        let kernel = raw.kernel.and_then(|text| {
+            let version = version(text.get_ref());
+            if version.is_none() {
+                let why = "a version of the kernel is written \"MAJOR.MINOR\", such as \"6.6\"";
+                self.problem(text.span(), why, None);
+            }
+            version
+        });
+        let landlock = raw.landlock.map(|abi| self.limit(Some(abi), 1, 1000));
+        Require {
+            sandbox: self.word(raw.sandbox, Sandboxing::Full, &Sandboxing::WORDS),
+            unit_check: self.word(raw.unit_check, UnitCheck::Helper, &UnitCheck::WORDS),
+            kernel,
+            landlock,
+            btf: raw.btf,
+            line,
+        }
     }
 
     fn principal(
@@ -234,15 +312,26 @@ impl Builder<'_> {
         for entry in raw.tcx {
             let (span, e) = (entry.span(), entry.into_inner());
             let direction = self.direction(e.direction);
-            let hook =
-                self.patterns(&span, &e.interfaces).map(|interfaces| Hook::Tcx { interfaces, direction });
+            let order = self.word(e.order, Order::Last, &Order::WORDS);
+            let hook = self.patterns(&span, &e.interfaces).map(|interfaces| Hook::Tcx {
+                interfaces,
+                direction,
+                order,
+            });
             add(self.rule(&span, &e.program, hook, e.program_fd, e.link_fd));
         }
         for entry in raw.cgroup_skb {
             let (span, e) = (entry.span(), entry.into_inner());
             let direction = self.direction(e.direction);
-            let cgroups = self.names("cgroups", &span, &e.cgroups);
-            let hook = cgroups.map(|cgroups| Hook::CgroupSkb { cgroups, direction });
+            let (own, paths): (Vec<Text>, Vec<Text>) =
+                e.cgroups.into_iter().partition(|text| text.get_ref() == OWN_CGROUP);
+            if let Some(again) = own.get(1) {
+                self.problem(again.span(), "this stands here twice", None);
+            }
+            let own = !own.is_empty();
+            let cgroups =
+                if own && paths.is_empty() { Some(Vec::new()) } else { self.names("cgroups", &span, &paths) };
+            let hook = cgroups.map(|cgroups| Hook::CgroupSkb { cgroups, own, direction });
             add(self.rule(&span, &e.program, hook, e.program_fd, e.link_fd));
         }
         for entry in raw.raw_tracepoint {
@@ -400,6 +489,7 @@ impl Builder<'_> {
                 Some(size) => self.size(&size).unwrap_or(d.map_memory),
             },
             connections: self.limit(raw.connections, d.connections, 4096),
+            loads_per_minute: self.limit(raw.loads_per_minute, d.loads_per_minute, 60_000),
         }
     }
 
@@ -436,6 +526,13 @@ impl Builder<'_> {
         }
         bytes
     }
+}
+
+/// `MAJOR.MINOR`, as the kernel writes its version.
+fn version(text: &str) -> Option<(u32, u32)> {
+    let (major, minor) = text.split_once('.')?;
+    let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?;
+    Some((number(major)?, number(minor)?))
 }
 
 fn line_starts(text: &str) -> Vec<usize> {

@@ -11,13 +11,16 @@ mod needs;
 pub mod object;
 mod raw;
 pub mod report;
+mod require;
 
 pub use needs::{Need, capabilities, needed};
 pub use report::PolicyError;
+pub use require::Machine;
 
 use crate::hooks::Kind;
 use crate::names::{
-    AbsolutePath, EventName, GlobalName, MapName, ObjectName, Pattern, ProgramName, SymbolName,
+    AbsolutePath, EventName, GlobalName, MapName, ObjectName, Pattern, ProgramName, SliceName, SymbolName,
+    UnitName,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,8 +45,8 @@ pub struct Policy {
     pub keep: Keep,
     /// The network namespace of the app's interfaces; none is the one that helpers are started in.
     pub netns: Option<AbsolutePath>,
-    /// What the helper's confinement must be.
-    pub require: Sandboxing,
+    /// What must be there, or the helper does not serve.
+    pub require: Require,
 }
 
 /// One `[[client]]`: all conditions must hold.
@@ -55,10 +58,63 @@ pub struct Client {
     pub user: Option<u32>,
     /// The group.
     pub group: Option<u32>,
+    /// The system unit.
+    pub unit: Option<Unit>,
     /// What it may do.
     pub may: BTreeSet<Right>,
     /// The maps that `Right::Maps` is for; none is all.
     pub maps: Option<BTreeSet<MapName>>,
+    /// Those of them that it may only read through the broker, whatever the object's table says.
+    pub proxy: BTreeSet<MapName>,
+}
+
+/// A system unit, and the slice it is in. Only the service manager makes cgroups in slices: nobody else can run a
+/// process there.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Unit {
+    /// Its name.
+    pub name: UnitName,
+    /// Where `Slice=` of the unit puts it.
+    pub slice: SliceName,
+}
+
+impl Unit {
+    /// The slice of a unit that does not say one. Source: systemd.special(7) `system.slice`, systemd.unit(5) on
+    /// templates: instances are in a slice of their template.
+    pub fn default_slice(name: &UnitName) -> SliceName {
+        let template = name.as_str().split_once('@').map(|(template, _)| template);
+        let slice = template.map_or_else(
+            || "system.slice".to_owned(),
+            |template| format!("system-{}.slice", template.replace('\\', r"\x5c").replace('-', r"\x2d")),
+        );
+        // A template's name has no characters that a slice's may not have. The fallback matches no process.
+        slice.try_into().unwrap_or_else(|_| SliceName::root())
+    }
+
+    /// Its cgroup, from the root of cgroup v2, without a leading `/`.
+    pub fn cgroup(&self) -> String {
+        let slice = self.slice.as_str();
+        let slice = slice.strip_suffix(".slice").unwrap_or(slice).trim_start_matches('-');
+        let ends = slice.match_indices('-').map(|(end, _)| end).chain([slice.len()]).filter(|end| *end > 0);
+        let mut parts: Vec<String> = ends.map(|end| escaped(&format!("{}.slice", &slice[..end]))).collect();
+        parts.push(escaped(self.name.as_str()));
+        parts.join("/")
+    }
+}
+
+impl fmt::Display for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.name.fmt(f)
+    }
+}
+
+/// The name of a cgroup that could be taken for a file of the kernel's gets a `_` in front.
+/// Source: `cg_needs_escape` of systemd's src/basic/cgroup-util.c.
+fn escaped(name: &str) -> String {
+    const CONTROLLERS: [&str; 8] = ["cgroup", "cpu", "cpuacct", "cpuset", "io", "blkio", "memory", "devices"];
+    let first = name.split('.').next().unwrap_or_default();
+    let is_kernels = CONTROLLERS.contains(&first) || first == "pids" || first.starts_with("bpf-");
+    if is_kernels || name.starts_with(['_', '.']) { format!("_{name}") } else { name.to_owned() }
 }
 
 /// A word of `may`.
@@ -134,11 +190,15 @@ pub enum Hook {
         interfaces: Vec<Pattern>,
         /// Which way.
         direction: Direction,
+        /// Before or after the others that are attached there.
+        order: Order,
     },
     /// Sockets of a cgroup.
     CgroupSkb {
         /// Directories of cgroup v2.
         cgroups: Vec<AbsolutePath>,
+        /// The cgroup of the unit by which an entry names the client, too.
+        own: bool,
         /// Which way.
         direction: Direction,
     },
@@ -215,6 +275,20 @@ pub enum Direction {
     Egress,
 }
 
+/// Where among the programs that are attached already, at the time of attaching.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Runs before them.
+    First,
+    /// Runs after them.
+    Last,
+}
+
+impl Order {
+    /// All, with their words in a policy.
+    pub const WORDS: [(&'static str, Order); 2] = [("first", Order::First), ("last", Order::Last)];
+}
+
 /// How a map is handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Access {
@@ -274,6 +348,8 @@ pub struct Limits {
     pub map_memory: u64,
     /// Connections at a time.
     pub connections: u32,
+    /// Loads, those that fail included, in a minute.
+    pub loads_per_minute: u32,
 }
 
 impl Default for Limits {
@@ -286,6 +362,7 @@ impl Default for Limits {
             instructions: 1_000_000,
             map_memory: 64 << 20,
             connections: 16,
+            loads_per_minute: 600,
         }
     }
 }
@@ -318,6 +395,38 @@ impl fmt::Display for Keep {
     }
 }
 
+/// What must be there. What is missing refuses; nothing falls back silently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Require {
+    /// The helper's confinement.
+    pub sandbox: Sandboxing,
+    /// Who finds out a client's unit.
+    pub unit_check: UnitCheck,
+    /// The least version of the kernel, major and minor.
+    pub kernel: Option<(u32, u32)>,
+    /// The least ABI of landlock in force.
+    pub landlock: Option<u32>,
+    /// The kernel describes its types in /sys/kernel/btf/vmlinux.
+    pub btf: bool,
+    /// Where the table stands; 0 if it is not there.
+    pub line: u32,
+}
+
+/// Who finds out a client's unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnitCheck {
+    /// The helper too, which needs Linux 6.13 for it.
+    Helper,
+    /// Where the helper cannot, the broker alone: one that was taken over could name other units.
+    Broker,
+}
+
+impl UnitCheck {
+    /// All, with their words in a policy.
+    pub const WORDS: [(&'static str, UnitCheck); 2] =
+        [("helper", UnitCheck::Helper), ("broker", UnitCheck::Broker)];
+}
+
 /// What the helper's confinement must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sandboxing {
@@ -326,6 +435,15 @@ pub enum Sandboxing {
     /// seccomp; landlock only where the kernel has it.
     Seccomp,
 }
+
+impl Sandboxing {
+    /// All, with their words in a policy.
+    pub const WORDS: [(&'static str, Sandboxing); 2] =
+        [("full", Sandboxing::Full), ("seccomp", Sandboxing::Seccomp)];
+}
+
+/// The word for the cgroup of the unit by which an entry names the client.
+pub const OWN_CGROUP: &str = "own";
 
 /// Version of this file format.
 const VERSION: i64 = 1;
@@ -337,6 +455,11 @@ impl Policy {
     /// Parses the text of a policy file. `accounts` resolves names; `file` is for messages.
     pub fn parse(file: &str, text: &str, accounts: &file::Accounts) -> Result<Self, PolicyError> {
         build::policy(file, text, accounts)
+    }
+
+    /// The units that its clients are asked for.
+    pub fn units(&self) -> impl Iterator<Item = &Unit> {
+        self.clients.iter().filter_map(|client| client.unit.as_ref())
     }
 
     /// `file:line`, as in audit records and messages.

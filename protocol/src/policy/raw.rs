@@ -21,8 +21,7 @@ pub(super) struct File {
     pub limits: Limits,
     #[serde(default)]
     pub lifetime: Lifetime,
-    #[serde(default)]
-    pub require: Require,
+    pub require: Option<Spanned<Require>>,
 }
 
 #[derive(Deserialize)]
@@ -30,8 +29,11 @@ pub(super) struct File {
 pub(super) struct Client {
     pub user: Option<Spanned<Principal>>,
     pub group: Option<Spanned<Principal>>,
+    pub unit: Option<Text>,
+    pub slice: Option<Text>,
     pub may: Spanned<Vec<Text>>,
     pub maps: Option<Vec<Text>>,
+    pub proxy: Option<Vec<Text>>,
 }
 
 /// A user or group: by number, or by a name of /etc/passwd or /etc/group.
@@ -87,6 +89,7 @@ pub(super) struct Tcx {
     pub program: Text,
     pub interfaces: Vec<Text>,
     pub direction: Text,
+    pub order: Option<Text>,
     #[serde(default)]
     pub program_fd: bool,
     #[serde(default)]
@@ -161,6 +164,7 @@ pub(super) struct Limits {
     pub instructions: Option<Spanned<i64>>,
     pub map_memory: Option<Spanned<Size>>,
     pub connections: Option<Spanned<i64>>,
+    pub loads_per_minute: Option<Spanned<i64>>,
 }
 
 /// Bytes: a number, or a text with `KiB`, `MiB` or `GiB`.
@@ -181,4 +185,9 @@ pub(super) struct Lifetime {
 #[serde(deny_unknown_fields)]
 pub(super) struct Require {
     pub sandbox: Option<Text>,
+    pub unit_check: Option<Text>,
+    pub kernel: Option<Text>,
+    pub landlock: Option<Spanned<i64>>,
+    #[serde(default)]
+    pub btf: bool,
 }

@@ -34,8 +34,12 @@ user = "flowmon"
 may = ["load"]
 [[client]]
 group = "metrics"
-may = ["maps"]
 maps = ["counters"]
+may = ["maps"]
+[[client]]
+unit = "meter@eth0.service"
+proxy = ["counters"]
+may = ["maps"]
 [objects.flow]
 path = "/usr/lib/flow.bpf.o"
 sha256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -56,10 +60,15 @@ allow = ["bpf_send_signal"]
 [limits]
 map_memory = "1MiB"
 links = 3
+loads_per_minute = 6
 [lifetime]
 keep = "app"
 [require]
 sandbox = "seccomp"
+unit_check = "broker"
+kernel = "6.6"
+landlock = 4
+btf = true
 "#;
     let policy = parse(text).unwrap();
     assert_eq!((policy.clients[0].user, policy.clients[0].line), (Some(990), 4));
@@ -71,8 +80,22 @@ sandbox = "seccomp"
     assert!(matches!(object.programs[1].hook, Hook::Uprobe { at_return: true, .. }));
     assert_eq!(object.maps.values().map(|m| m.0).collect::<Vec<_>>(), [Access::Proxy, Access::Frozen]);
     assert!(object.functions.contains(&109));
-    assert_eq!(policy.limits, Limits { map_memory: 1 << 20, links: 3, ..Limits::default() });
-    assert_eq!((policy.keep, policy.require), (Keep::App, Sandboxing::Seccomp));
+    assert_eq!(
+        policy.limits,
+        Limits { map_memory: 1 << 20, links: 3, loads_per_minute: 6, ..Limits::default() }
+    );
+    let unit = policy.clients[2].unit.as_ref().unwrap();
+    assert_eq!(unit.cgroup(), "system.slice/system-meter.slice/meter@eth0.service");
+    assert_eq!(policy.clients[2].proxy.len(), 1);
+    let require = Require {
+        sandbox: Sandboxing::Seccomp,
+        unit_check: UnitCheck::Broker,
+        kernel: Some((6, 6)),
+        landlock: Some(4),
+        btf: true,
+        line: 38,
+    };
+    assert_eq!((policy.keep, policy.require), (Keep::App, require));
 }
 
 #[test]
@@ -96,9 +119,22 @@ fn whatever_is_not_understood_is_an_error_with_its_place() {
         ("version = 1\n[[client]]\nuser = 1\nmay = [\"everything\"]\n", "4:8: this is none of"),
         ("version = 1\n[[client]]\nuser = 1\nmay = []\n", "4:7: this entry allows nothing"),
         (
-            "version = 1\n[[client]]\nuser = 1\nmay = [\"load\"]\nmaps = [\"m\"]\n",
+            "version = 1\n[[client]]\nuser = 1\nmaps = [\"m\"]\nmay = [\"load\"]\n",
             "2:1: this entry lists maps",
         ),
+        ("version = 1\n[[client]]\nmay = [\"load\"]\nuser = 1\n", "4:8: this stands after may"),
+        (
+            "version = 1\n[[client]]\nuser = 1\nmay = [\"maps\"]\nmaps = [\"m\"]\n",
+            "5:9: this stands after may",
+        ),
+        ("version = 1\n[[client]]\nunit = \"x\"\nmay = [\"load\"]\n", "3:8: a unit is the whole name"),
+        (
+            "version = 1\n[[client]]\nuser = 1\nslice = \"x.slice\"\nmay = [\"load\"]\n",
+            "4:9: slice says where the unit",
+        ),
+        ("version = 1\n[require]\nkernel = \"6\"\n", "3:10: a version of the kernel"),
+        ("version = 1\n[require]\nlandlock = 0\n", "3:12: this limit is a number from 1"),
+        ("version = 1\n[require]\nunit_check = \"none\"\n", "3:14: this is none of \"helper\", \"broker\""),
         ("version = 1\n[objects.o]\npath = \"o\"\n", "3:8: a path is absolute"),
         ("version = 1\n[objects.O]\npath = \"/o\"\n", "2:10: an object name is"),
         ("version = 1\n[objects.o]\npath = \"/o\"\nsha256 = \"abc\"\n", "4:10: a digest is"),
@@ -138,6 +174,49 @@ fn whatever_is_not_understood_is_an_error_with_its_place() {
     }
 }
 
+/// POL-10, POL-11, POL-14: what looks like a key or a number to a person, and is none.
+#[test]
+fn look_alikes_are_errors() {
+    for text in [
+        "",
+        "# version = 1\n",
+        "Version = 1\n",
+        "version = 1\nuser\u{430} = 1\n",
+        "version = 1\ninclude = [\"other.toml\"]\n",
+        "version = 1\n[Limits]\nlinks = 1\n",
+        "version = 1\n[limits]\nlinks = -1\n",
+        "version = 1\n[limits]\nlinks = 1e400\n",
+        "version = 1\n[limits]\nlinks = 1.0\n",
+        "version = 1\n[limits]\nlinks = 017\n",
+        "version = 1\n[limits]\nlinks = \"1\"\n",
+        "version = 1\n[limits]\nlinks = 99999999999999999999\n",
+        "version = 1\n[limits]\nmap_memory = \"64MB\"\n",
+        "version = 1\n[limits]\nmap_memory = \"-1KiB\"\n",
+        "version = 1\n[[client]]\nuser = 1\nmay = \"load\"\n",
+        "version = 1\n[client]\nuser = 1\nmay = [\"load\"]\n",
+        "version = 1\n[[client]]\nuser = 1\nmay = [\"Load\"]\n",
+        "version = 1\n[[client]]\nuser = 1\nmay = [\"*\"]\n",
+        "version = 1\n[[client]]\nuser = \"*\"\nmay = [\"load\"]\n",
+        "version = 1\u{a0}\n",
+        "version = 1\0",
+    ] {
+        assert!(parse(text).is_err(), "{text:?}");
+    }
+    // Line ends of another system and a byte order mark change nothing: TOML says what they are.
+    let plain = parse("version = 1\n[limits]\nlinks = 3\n").unwrap();
+    for text in ["version = 1\r\n[limits]\r\nlinks = 3\r\n", "\u{feff}version = 1\n[limits]\nlinks\t=\t3\n"] {
+        let same = parse(text).unwrap();
+        assert_eq!((same.limits, same.clients.len()), (plain.limits, 0), "{text:?}");
+    }
+}
+
+/// POL-01. A file that says nothing allows nothing.
+#[test]
+fn a_policy_that_says_nothing_allows_nothing() {
+    let policy = parse("# nothing but this\nversion = 1\n").unwrap();
+    assert!(policy.clients.is_empty() && policy.objects.is_empty());
+}
+
 #[test]
 fn an_error_shows_the_line_underlined() {
     let shown = parse("version = 1\n[limits]\nprograms = 0\n").unwrap_err().to_string();
@@ -148,15 +227,11 @@ fn an_error_shows_the_line_underlined() {
 /// A file that was cut off must never allow more than the whole: a lost line could be a condition.
 #[test]
 fn a_cut_off_client_entry_is_refused() {
-    let text = "version = 1\n[[client]]\nmay = [\"load\"]\nuser = 7\ngroup = 8\n";
-    assert!(parse(text).is_ok());
+    let text = "version = 1\n[[client]]\nuser = 7\ngroup = 8\nmaps = [\"m\"]\nmay = [\"maps\"]\n";
+    let whole = parse(text).unwrap();
     for end in 0..text.len() {
         if let Ok(policy) = parse(&text[..end]) {
-            // The shorter file is a policy of its own only where a whole entry or condition stands.
-            assert!(
-                policy.clients.is_empty() || policy.clients[0].user == Some(7),
-                "cut at {end}: {policy:?}"
-            );
+            assert!(policy.clients.is_empty() || policy.clients == whole.clients, "cut at {end}: {policy:?}");
         }
     }
 }
