@@ -3,6 +3,7 @@
 
 use bpfgate_lockdown::row;
 use bpfgate_lockdown::syscalls::{Row, When};
+use bpfgate_protocol::pidfd;
 
 const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
 #[allow(clippy::cast_possible_truncation)] // an ioctl number has 32 bits
@@ -28,7 +29,9 @@ pub(crate) fn rows(service: bool) -> Vec<Row> {
         row!(setsockopt, SYS_setsockopt, When::OneOf(2, &[libc::SO_SNDTIMEO as u32, libc::SO_RCVTIMEO as u32]), "deadlines"),
         row!(getsockname, SYS_getsockname, When::Always, "the kind of a helper's channel"),
         row!(fcntl, SYS_fcntl, When::OneOf(1, &[libc::F_SETFD as u32, libc::F_GETFD as u32, libc::F_SETFL as u32]), "descriptors from the spawner"),
-        row!(ioctl, SYS_ioctl, When::OneOf(1, &[TIOCOUTQ]), "whether a client has read its last descriptors"),
+        row!(ioctl, SYS_ioctl, When::OneOf(1, &[TIOCOUTQ, pidfd::GET_INFO]), "whether a client has read its last descriptors; its cgroup"),
+        row!(poll, SYS_poll, When::Always, "whether the process of a client has ended"),
+        row!(readlink, SYS_readlink, When::Always, "which start of its unit a client belongs to"),
         row!(openat, SYS_openat, When::Without(2, WRITING), "policies and accounts; landlock refuses everything else"),
         row!(fstat, SYS_fstat, When::Always, "who can write a policy"),
         row!(newfstatat, SYS_newfstatat, When::Always, "fstat of newer C libraries"),

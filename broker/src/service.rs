@@ -5,7 +5,8 @@ use bpfgate_lockdown::{Fatal, Step};
 use bpfgate_protocol::channel::refuse_descriptors;
 use bpfgate_systemd::manager::{Manager, Named};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use std::os::fd::{AsFd, OwnedFd};
+use nix::sys::socket::{SockType, UnixAddr, getsockname, getsockopt, sockopt};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// Where the sockets of helpers are, `APP.sock`: `bpfgate-helper@.socket` says the same.
 pub(crate) const HELPERS: &str = "/run/bpfgate/helper";
@@ -33,6 +34,14 @@ pub(crate) fn start() -> Result<Started, Fatal> {
         return Err(Fatal("the broker is no root process: User= is missing in its unit".into()));
     }
     for listener in std::iter::once(&clients).chain(&admin) {
+        let kind = getsockopt(listener, sockopt::SockType);
+        let listens = getsockopt(listener, sockopt::AcceptConn).unwrap_or(false);
+        // Whoever is at the other end of anything else was never asked who he is.
+        if !listens || kind != Ok(SockType::Stream) || getsockname::<UnixAddr>(listener.as_raw_fd()).is_err()
+        {
+            let why = "what came with the start is no listening Unix stream socket: bpfgate.socket says what it should be";
+            return Err(Fatal(why.into()));
+        }
         refuse_descriptors(listener.as_fd());
         fcntl(listener, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).step("a listening socket")?;
     }

@@ -92,7 +92,7 @@ impl Inventory {
             tracepoints: BTreeMap::new(),
             network,
             network_id: network_id(policy)?,
-            units: Units::open(Asker::Helper),
+            units: Units::open_for(policy, Asker::Helper),
             cpus: PossibleCpus::read().step("reading the possible CPUs")?,
             unwanted: Vec::new(),
         };

@@ -109,6 +109,11 @@ impl Units {
         Self { root: open("/sys/fs/cgroup").or_else(|| open("/sys/fs/cgroup/unified")), asker }
     }
 
+    /// For a policy: nothing is opened where it asks for no unit.
+    pub fn open_for(policy: &Policy, asker: Asker) -> Self {
+        if policy.units().next().is_some() { Self::open(asker) } else { Self { root: None, asker } }
+    }
+
     /// The client at the other end of a connected socket, with the units that `policy` asks for.
     pub fn identify(&self, socket: BorrowedFd<'_>, policy: &Policy) -> io::Result<Peer> {
         let mut peer = Peer::of(socket)?;

@@ -8,7 +8,6 @@ use bpfgate_tests::cgroup::Cgroup;
 use bpfgate_tests::cli::{Ended, Running};
 use bpfgate_tests::gate::bin_dir;
 use bpfgate_tests::peer::Peer;
-use bpfgate_tests::user::in_thread;
 use bpfgate_tests::{
     Gate, Raw, SOON, STRANGER, USER, Who, as_user, needs_kernel, needs_root, sys, wait_until,
 };
@@ -107,13 +106,9 @@ fn groups_are_those_of_the_connection() {
     let gate = Gate::start();
     gate.policy("app", &policy("group = 23456"));
     let before = gate.baseline();
-    let (mut member, mut other) = in_thread(|| {
-        sys::become_user(STRANGER.id, STRANGER.id, &[23456]).unwrap();
-        let member = Raw::on(std::os::unix::net::UnixStream::connect(gate.socket()).unwrap());
-        (member, Raw::connect(&gate, &STRANGER))
-    });
-    assert!(as_user(&STRANGER, || may_open(&mut member, "app")), "the group was there");
     let late = STRANGER.in_groups(&[23456]);
+    let (mut member, mut other) = (Raw::connect(&gate, &late), Raw::connect(&gate, &STRANGER));
+    assert!(as_user(&STRANGER, || may_open(&mut member, "app")), "the group was there");
     assert!(!as_user(&late, || may_open(&mut other, "app")), "the group came too late");
     // Both conditions of an entry have to hold.
     gate.policy("both", &policy("user = 12345\ngroup = 23456"));
@@ -151,7 +146,17 @@ fn a_client_in_namespaces_of_its_own_is_who_it_is_outside() {
     );
     // Nobody is mapped: inside it is 65534.
     assert!(is_let_in(&mut cli(&USER, &["--user"], "list app")));
-    let all = ["--user", "--map-root-user", "--pid", "--fork", "--net", "--mount", "--uts", "--ipc"];
+    let all = [
+        "--user",
+        "--map-root-user",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--net",
+        "--mount",
+        "--uts",
+        "--ipc",
+    ];
     assert!(is_let_in(&mut cli(&USER, &all, "list app")));
     // Its interfaces are of another namespace; a name means the helper's.
     let line = format!("load app o --attach pass={} --json", bpfgate_tests::gate::INTERFACE);
@@ -220,6 +225,7 @@ fn a_broker_takes_only_a_listening_socket() {
     let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
     let datagram = std::os::unix::net::UnixDatagram::unbound().unwrap();
     let file = std::fs::File::open("/dev/null").unwrap();
+    let broker = bpfgate_tests::gate::inherited(&bin_dir().join("bpfgate-broker"));
     for (name, fd) in [
         ("a connected socket", OwnedFd::from(one)),
         ("a datagram socket", OwnedFd::from(datagram)),
@@ -228,7 +234,7 @@ fn a_broker_takes_only_a_listening_socket() {
         let mut command = Command::new("setpriv");
         command.args(["--reuid=12345", "--regid=12345", "--clear-groups", "/bin/sh", "-c"]);
         command.arg("LISTEN_PID=$$ exec \"$0\"");
-        command.arg(bpfgate_tests::gate::inherited(&bin_dir().join("bpfgate-broker")));
+        command.arg(&broker);
         command.env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", "clients");
         sys::as_descriptor_3(&mut command, fd.as_fd());
         let ended = Ended::of(&mut command);
@@ -259,7 +265,7 @@ fn a_unit_is_its_own_cgroup() {
     assert!(!is_let_in(&mut other.inside(&list(&USER, "app"))));
     assert!(!is_let_in(&mut list(&USER, "app")));
     let record = gate.audit_of("app").into_iter().find(|record| record["verdict"] == "allowed").unwrap();
-    assert_eq!(record["by"].as_str().unwrap().rsplit(':').next(), Some("2"), "{record}");
+    assert_eq!(record["by"].as_str().unwrap().rsplit(':').next(), Some("3"), "{record}");
     // What a service makes below itself is not the service.
     let below = ours.path.join("below");
     std::fs::create_dir(&below).unwrap();
