@@ -278,13 +278,8 @@ fn a_unit_is_its_own_cgroup() {
     gate.invariants(&before);
 }
 
-/// IDN-04, IDN-05. The process that connected has ended: its user counts, its unit cannot be told any more, and nobody
-/// looks at whoever has its pid now.
-#[test]
-fn the_unit_of_a_process_that_has_ended_is_unknown() {
-    needs_root!();
-    needs_kernel!(6, 13, "PIDFD_GET_INFO");
-    const CONNECT: &str = "
+/// Connects, and leaves the connection to a child.
+const CONNECT: &str = "
 import os, socket, sys
 s = socket.socket(socket.AF_UNIX)
 s.connect(sys.argv[1])
@@ -296,6 +291,13 @@ for app in sys.argv[2:]:
     answer = s.recv(65536)
     print('denied' if b'io.bpfgate.Denied' in answer else 'opened' if b'error' not in answer else answer)
 ";
+
+/// IDN-04, IDN-05. The process that connected has ended: its user counts, its unit cannot be told any more, and nobody
+/// looks at whoever has its pid now.
+#[test]
+fn the_unit_of_a_process_that_has_ended_is_unknown() {
+    needs_root!();
+    needs_kernel!(6, 13, "PIDFD_GET_INFO");
     let unit = format!("bpfgate-test-{}.service", std::process::id());
     let ours = Cgroup::of_service(&unit);
     let gate = Gate::start();
@@ -372,6 +374,10 @@ fn own_is_the_cgroup_of_the_clients_unit() {
     gate.invariants(&before);
 }
 
+/// Connects, and stays.
+const STAY: &str =
+    "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); sys.stdin.read()";
+
 /// A broker that lies about a cgroup is not believed: the helper compares what it is given with what the kernel says.
 #[test]
 fn a_broker_cannot_give_another_cgroup() {
@@ -386,8 +392,6 @@ fn a_broker_cannot_give_another_cgroup() {
     );
     gate.policy("app", &text);
     let mut peer = Peer::start(&gate, "app");
-    const STAY: &str =
-        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); sys.stdin.read()";
     let client = peer.session_by(&gate, 1, |path| {
         let mut python = gate.unprivileged(&USER, std::path::Path::new("/usr/bin/python3"));
         let mut inside = ours.inside(python.args(["-c", STAY]).arg(path));
