@@ -1,0 +1,373 @@
+//! What a policy says to a request, by the code of broker and helper; and, if it says no, what was nearest to a yes. That
+//! is for people: it is looked for after the verdict and cannot change it.
+
+use bpfgate_client::{Target as ClientTarget, TargetWord};
+use bpfgate_protocol::authorize::{Permit, authorize};
+use bpfgate_protocol::hooks::Kind;
+use bpfgate_protocol::identity::{NEVER, Peer};
+use bpfgate_protocol::messages::helper::{Global, Target};
+use bpfgate_protocol::names::{GlobalName, MapName, NameError, ObjectName, ProgramName};
+use bpfgate_protocol::policy::report::did_you_mean;
+use bpfgate_protocol::policy::{Access, Client, Hook, OWN_CGROUP, Object, Policy, ProgramRule, Right};
+use bpfgate_protocol::refusal::Refusal;
+use std::sync::Arc;
+
+/// A request as people write it.
+#[derive(Debug)]
+pub(super) enum Request {
+    Open,
+    Load { object: ObjectName, programs: Vec<ProgramName>, globals: Vec<Global> },
+    Attach { object: ObjectName, program: ProgramName, target: Option<TargetWord> },
+    Map { object: ObjectName, map: MapName },
+}
+
+/// How a request is written, for whoever wrote another one.
+const USAGE: &str = "a request is `open`, `load OBJECT [PROGRAM...] [GLOBAL=VALUE...]`, `attach OBJECT PROGRAM [TARGET]` or \
+                     `map OBJECT MAP`";
+
+impl Request {
+    pub(super) fn parse<'w>(words: impl IntoIterator<Item = &'w str>) -> Result<Self, String> {
+        let words: Vec<&str> = words.into_iter().collect();
+        let name = |error: NameError| error.to_string();
+        match words[..] {
+            ["open"] => Ok(Self::Open),
+            ["load", object, ref rest @ ..] => {
+                let (mut programs, mut globals) = (Vec::new(), Vec::new());
+                for word in rest {
+                    match word.split_once('=') {
+                        Some((global, value)) => {
+                            let value = value.parse().map_err(|error| format!("{value:?}: {error}"))?;
+                            globals.push(Global { name: global.parse().map_err(name)?, value });
+                        }
+                        None => programs.push(word.parse().map_err(name)?),
+                    }
+                }
+                Ok(Self::Load { object: object.parse().map_err(name)?, programs, globals })
+            }
+            ["attach", object, program, ref rest @ ..] if rest.len() <= 1 => Ok(Self::Attach {
+                object: object.parse().map_err(name)?,
+                program: program.parse().map_err(name)?,
+                target: rest.first().map(|word| word.parse()).transpose()?,
+            }),
+            ["map", object, map] => {
+                Ok(Self::Map { object: object.parse().map_err(name)?, map: map.parse().map_err(name)? })
+            }
+            _ => Err(USAGE.to_owned()),
+        }
+    }
+}
+
+/// What it came to.
+pub(super) struct Judgement {
+    /// The lines that allow it, the deciding one first.
+    pub(super) verdict: Result<Vec<u32>, Refusal>,
+    /// What was nearest, with its line.
+    pub(super) misses: Vec<(Option<u32>, String)>,
+}
+
+pub(super) fn judge(policy: &Arc<Policy>, peer: &Peer, request: &Request) -> Judgement {
+    let verdict = authorize(policy, peer).and_then(|permit| allow(&permit, request));
+    let misses = if verdict.is_ok() { Vec::new() } else { misses(policy, peer, request) };
+    Judgement { verdict, misses }
+}
+
+fn allow(permit: &Permit, request: &Request) -> Result<Vec<u32>, Refusal> {
+    match request {
+        Request::Open => Ok(vec![permit.line()]),
+        Request::Load { object, programs, globals } => {
+            let load = permit.load(object, programs, globals)?;
+            let rules = load.programs().map(|rule| rule.line);
+            Ok(std::iter::once(load.line()).chain(rules).collect())
+        }
+        Request::Attach { object, program, target } => {
+            let target = match target {
+                Some(word) => target_of(word, permit.policy(), object, program)?,
+                None => Target::Only,
+            };
+            let attach = permit.attach(object, program, None, &target)?;
+            Ok(vec![attach.rule().line, permit.right(Right::Attach)?.line()])
+        }
+        Request::Map { object, map } => {
+            Ok(vec![permit.map(object, map)?.line(), permit.right(Right::Maps)?.line()])
+        }
+    }
+}
+
+/// A bare word is what the rules of the program attach to, as in `bpfgate attach`.
+fn target_of(
+    word: &TargetWord,
+    policy: &Policy,
+    object: &ObjectName,
+    program: &ProgramName,
+) -> Result<Target, Refusal> {
+    let mut kinds = rules_of(policy, object, program).map(|rule| rule.hook.kind());
+    let kind = kinds.next().unwrap_or(Kind::Xdp);
+    let target = match word.for_program(kind.row().key) {
+        ClientTarget::Interface(name) => name.parse().map(Target::Interface),
+        ClientTarget::Cgroup(path) if path == OWN_CGROUP => Ok(Target::Own),
+        ClientTarget::Cgroup(path) => path.parse().map(Target::Cgroup),
+        ClientTarget::Event(event) => event.parse().map(Target::Event),
+        ClientTarget::Uprobe { binary, symbol } => {
+            binary.parse().and_then(|binary| Ok(Target::Symbol { binary, symbol: symbol.parse()? }))
+        }
+        other => return Err(Refusal::unsupported(format!("{other} is a target of another version"))),
+    };
+    target.map_err(|error| Refusal::invalid(error.to_string()))
+}
+
+fn rules_of<'p>(
+    policy: &'p Policy,
+    object: &ObjectName,
+    program: &'p ProgramName,
+) -> impl Iterator<Item = &'p ProgramRule> {
+    let rules = policy.objects.get(object).map_or(&[][..], |object| &object.programs);
+    rules.iter().filter(move |rule| rule.program == *program)
+}
+
+type Miss = (Option<u32>, String);
+
+fn misses(policy: &Policy, peer: &Peer, request: &Request) -> Vec<Miss> {
+    let (entries, others): (Vec<&Client>, Vec<&Client>) =
+        policy.clients.iter().partition(|client| differences(client, peer).is_empty());
+    let needed = match request {
+        Request::Open => None,
+        Request::Load { .. } => Some(Right::Load),
+        Request::Attach { .. } => Some(Right::Attach),
+        Request::Map { .. } => Some(Right::Maps),
+    };
+    let has = |client: &Client| needed.is_none_or(|right| client.may.contains(&right));
+    let mut misses = Vec::new();
+    if !entries.iter().any(|client| has(client)) {
+        for client in &entries {
+            let may: Vec<String> = client.may.iter().map(|right| format!("\"{right}\"")).collect();
+            let why = format!(
+                "this entry is for this client, but its may has no \"{}\", only {}",
+                needed.map_or_else(String::new, |right| right.to_string()),
+                may.join(", ")
+            );
+            misses.push((Some(client.line), why));
+        }
+        for client in others.iter().filter(|client| has(client)) {
+            let why = format!("this entry is for {}", differences(client, peer).join(", and for "));
+            misses.push((Some(client.line), why));
+        }
+        if policy.clients.is_empty() {
+            misses.push((None, "the policy has no [[client]] entry: it is for nobody".to_owned()));
+        }
+        return misses;
+    }
+    match request {
+        Request::Open => {}
+        Request::Load { object, programs, globals } => {
+            let Some(rules) = object_or_miss(policy, object, &mut misses) else { return misses };
+            for program in programs {
+                program_misses(rules, program, &mut misses);
+            }
+            for global in globals.iter().filter(|global| !rules.globals.contains_key(&global.name)) {
+                let names = rules.globals.keys().map(GlobalName::as_str);
+                misses
+                    .extend(did_you_mean(global.name.as_str(), names).map(|meant| (Some(rules.line), meant)));
+            }
+        }
+        Request::Attach { object, program, target } => {
+            let Some(rules) = object_or_miss(policy, object, &mut misses) else { return misses };
+            program_misses(rules, program, &mut misses);
+            for rule in rules_of(policy, object, program) {
+                let word = target.as_ref().map(|word| word.for_program(rule.hook.kind().row().key));
+                misses.push((Some(rule.line), hook_miss(&rule.hook, word.as_ref())));
+            }
+        }
+        Request::Map { object, map } => {
+            for client in entries.iter().filter(|client| has(client)) {
+                if let Some(maps) = client.maps.as_ref().filter(|maps| !maps.contains(map)) {
+                    let why = format!("this entry is for this client, but its maps are {}", list(maps));
+                    misses.push((Some(client.line), why));
+                }
+            }
+            let Some(rules) = object_or_miss(policy, object, &mut misses) else { return misses };
+            match rules.maps.get(map) {
+                Some((Access::None, line)) => {
+                    misses.push((Some(*line), format!("this says that map {map} is handed to nobody")));
+                }
+                Some(_) => {}
+                None => {
+                    let why = did_you_mean(map.as_str(), rules.maps.keys().map(MapName::as_str));
+                    let why = why.unwrap_or_else(|| {
+                        format!("a map that [objects.{object}.maps] does not name is handed to nobody")
+                    });
+                    misses.push((Some(rules.line), why));
+                }
+            }
+        }
+    }
+    misses
+}
+
+/// The conditions of an entry that do not hold for this client.
+fn differences(client: &Client, peer: &Peer) -> Vec<String> {
+    // Every field, so that a new condition is not forgotten here.
+    let Client { line: _, user, group, unit, may: _, maps: _, proxy: _ } = client;
+    let user = user
+        .filter(|uid| !peer.is_user(*uid))
+        .map(|uid| format!("uid {uid}, and this is {}", id("uid", peer.uid)));
+    let group = group.filter(|gid| !peer.is_in_group(*gid)).map(|gid| {
+        let groups: Vec<String> = std::iter::once(id("gid", peer.gid))
+            .chain(peer.groups.iter().map(|gid| format!("gid {gid}")))
+            .collect();
+        format!("gid {gid}, and this client is in {}", list(groups))
+    });
+    let unit = unit.as_ref().filter(|unit| !peer.is_in_unit(unit)).map(|unit| {
+        let own = peer.unit.as_deref().unwrap_or("no unit that was named");
+        format!("unit {} in {}, and this client is in {own}", unit.name, unit.slice)
+    });
+    user.into_iter().chain(group).chain(unit).collect()
+}
+
+/// A number of a client, which may be unknown.
+fn id(what: &str, number: u32) -> String {
+    if NEVER.contains(&number) { format!("an unknown {what}") } else { format!("{what} {number}") }
+}
+
+fn object_or_miss<'p>(policy: &'p Policy, object: &ObjectName, misses: &mut Vec<Miss>) -> Option<&'p Object> {
+    let found = policy.objects.get(object);
+    if found.is_none() {
+        let names = || policy.objects.keys().map(ObjectName::as_str);
+        let meant = did_you_mean(object.as_str(), names());
+        misses.push((None, meant.unwrap_or_else(|| format!("its objects are {}", list(names())))));
+    }
+    found
+}
+
+fn program_misses(rules: &Object, program: &ProgramName, misses: &mut Vec<Miss>) {
+    let names = || rules.programs.iter().map(|rule| rule.program.as_str());
+    if !names().any(|name| name == program.as_str()) {
+        let meant = did_you_mean(program.as_str(), names());
+        misses
+            .push((Some(rules.line), meant.unwrap_or_else(|| format!("its programs are {}", list(names())))));
+    }
+}
+
+/// Why a rule is not for a target.
+fn hook_miss(hook: &Hook, target: Option<&ClientTarget>) -> String {
+    let (what, allowed) = match hook {
+        Hook::Xdp { interfaces, .. } | Hook::Tcx { interfaces, .. } => ("interface", list(interfaces)),
+        Hook::CgroupSkb { cgroups, own, .. } => {
+            let own = own.then(|| "own, for clients that are named by their unit".to_owned());
+            ("cgroup", list(cgroups.iter().map(ToString::to_string).chain(own)))
+        }
+        Hook::RawTracepoint { events } | Hook::Tracepoint { events } => ("event", list(events)),
+        Hook::Uprobe { binary, symbols, .. } => {
+            ("function", list(symbols.iter().map(|symbol| format!("{binary}:{symbol}"))))
+        }
+        Hook::SocketFilter => {
+            return "a socket filter is attached by the client itself, to its own sockets".to_owned();
+        }
+    };
+    match (hook, target) {
+        (_, None) => format!("name one of the targets: {allowed}"),
+        (Hook::Xdp { .. } | Hook::Tcx { .. }, Some(ClientTarget::Interface(name))) => {
+            format!("interface {name} is not matched by {allowed}")
+        }
+        (_, Some(target)) => format!("{target} is none of what this allows, {what} {allowed}"),
+    }
+}
+
+fn list<T: std::fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
+    items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bpfgate_protocol::policy::file::Accounts;
+
+    const POLICY: &str = r#"version = 1
+[[client]]
+user = 1000
+may = ["load", "attach"]
+[[client]]
+group = 4
+maps = ["counters"]
+may = ["maps"]
+[objects.counter]
+path = "/o"
+[[objects.counter.xdp]]
+program = "count_packets"
+interfaces = ["eth0", "lan*"]
+[objects.counter.maps]
+counters = "frozen"
+secret = "none"
+[objects.counter.globals]
+rate = { min = 1, max = 5 }
+"#;
+
+    /// Allowed by these lines, or refused with these misses.
+    fn outcome(uid: u32, groups: &[u32], request: &str) -> Result<Vec<u32>, Vec<Miss>> {
+        let policy = Arc::new(Policy::parse("p", POLICY, &Accounts::default()).unwrap());
+        let peer = Peer { uid, gid: uid, groups: groups.to_vec(), ..Peer::default() };
+        let judgement = judge(&policy, &peer, &Request::parse(request.split(' ')).unwrap());
+        judgement.verdict.map_err(|_| judgement.misses)
+    }
+
+    #[test]
+    fn what_is_allowed_names_its_lines() {
+        for (uid, groups, request, lines) in [
+            (1000, &[][..], "open", vec![2]),
+            (1000, &[], "load counter", vec![2, 11]),
+            (1000, &[], "load counter count_packets rate=5", vec![2, 11]),
+            (1000, &[], "attach counter count_packets lan7", vec![11, 2]),
+            (7, &[4], "map counter counters", vec![15, 5]),
+        ] {
+            assert_eq!(outcome(uid, groups, request), Ok(lines), "{request}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_allowed_names_the_nearest_miss() {
+        for (uid, groups, request, line, why) in [
+            (7, &[][..], "open", Some(2), "this entry is for uid 1000, and this is uid 7"),
+            (7, &[4], "load counter", Some(5), "its may has no \"load\", only \"maps\""),
+            (1000, &[], "load couter", None, "did you mean \"counter\"?"),
+            (1000, &[], "load counter count_packet", Some(9), "did you mean \"count_packets\"?"),
+            (1000, &[], "load counter rat=5", Some(9), "did you mean \"rate\"?"),
+            (
+                1000,
+                &[],
+                "attach counter count_packets eth1",
+                Some(11),
+                "interface eth1 is not matched by eth0, lan*",
+            ),
+            (1000, &[], "attach counter count_packets", Some(11), "name one of the targets: eth0, lan*"),
+            (
+                1000,
+                &[],
+                "attach counter count_packets sched:x",
+                Some(11),
+                "event:sched:x is none of what this allows",
+            ),
+            (
+                1000,
+                &[],
+                "map counter counters",
+                Some(2),
+                "its may has no \"maps\", only \"load\", \"attach\"",
+            ),
+            (7, &[4], "map counter secret", Some(5), "its maps are counters"),
+        ] {
+            let misses = outcome(uid, groups, request).unwrap_err();
+            let is = |miss: &Miss| miss.0 == line && miss.1.contains(why);
+            assert!(misses.iter().any(is), "{request}: {misses:?}");
+        }
+        // Out of range: the refusal itself says it.
+        assert_eq!(outcome(1000, &[], "load counter rate=6"), Err(vec![]));
+    }
+
+    #[test]
+    fn requests_are_written_one_way() {
+        for bad in
+            ["", "open x", "load", "attach o", "attach o p t t", "map o", "detach 1", "load O", "load o g=x"]
+        {
+            assert!(Request::parse(bad.split(' ')).is_err(), "{bad}");
+        }
+    }
+}
