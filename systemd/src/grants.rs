@@ -386,6 +386,11 @@ impl Grant {
         }
     }
 
+    /// Whether it allows nothing by itself: it says how far the others reach.
+    pub fn is_bound(&self) -> bool {
+        matches!(self, Self::Limit { .. } | Self::Keep(_) | Self::Netns(_) | Self::Sandbox(_))
+    }
+
     /// What several grants together can allow piece by piece, in pieces.
     pub fn pieces(&self) -> Vec<Self> {
         let Self::Client { user, group, unit, may, maps, proxy } = self else { return vec![self.clone()] };

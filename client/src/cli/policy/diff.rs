@@ -68,7 +68,12 @@ struct Change {
 impl Change {
     fn between(old: Option<&Policy>, new: Option<&Policy>) -> Self {
         let of = |policy: Option<&Policy>| policy.map(grants).unwrap_or_default();
-        let (before, after) = (of(old), of(new));
+        let (mut before, mut after) = (of(old), of(new));
+        if old.is_none() || new.is_none() {
+            // Where there is nothing to bound, a bound allows nothing.
+            before.retain(|grant| !grant.is_bound());
+            after.retain(|grant| !grant.is_bound());
+        }
         let (more, less) = (beyond(&after, &before, "was"), beyond(&before, &after, "is now"));
         let what = match (old, new, more.is_empty(), less.is_empty()) {
             (None, _, _, _) => "a new policy",
@@ -216,7 +221,8 @@ g = { min = 1, max = 5 }
             "version = 1\n[[client]]\nuser = 7\nmay = [\"load\"]\n[[client]]\nuser = 7\nmay = [\"attach\"]\n";
         let Change { what, .. } = Change::between(Some(&one), Some(&policy(two)));
         assert_eq!(what, "allows the same");
-        assert_eq!(Change::between(None, Some(&one)).what, "a new policy");
+        let Change { what, more, less } = Change::between(None, Some(&one));
+        assert_eq!((what, more, less), ("a new policy", vec!["uid 7 may load, attach".to_owned()], vec![]));
         assert_eq!(Change::between(Some(&one), None).more, Vec::<String>::new());
     }
 }

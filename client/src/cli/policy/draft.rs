@@ -20,6 +20,9 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
+/// Begins the comment on a value that only the author of the policy knows.
+const GAP: &str = " # FILL IN: ";
+
 /// Prints a draft; it is refused until its gaps are filled.
 pub(super) fn run(args: &NewArgs) -> Outcome {
     let object = Facts::of(args)?;
@@ -67,7 +70,7 @@ impl Facts {
     }
 
     fn draft(&self, args: &NewArgs) -> String {
-        let mut text = self.head();
+        let mut text = String::new();
         add_client(&mut text, args.user.as_deref());
         let name = &self.name;
         let _ = write!(
@@ -82,14 +85,17 @@ impl Facts {
         self.add_globals(&mut text);
         self.add_functions(&mut text);
         self.add_bounds(&mut text);
-        text
+        let gaps =
+            if text.contains(GAP) { ", and it is refused until what says FILL IN is filled in" } else { "" };
+        let open = if args.user.is_some() { "" } else { ": nobody is let in yet" };
+        self.head(&format!("A draft{open}{gaps}.")) + &text
     }
 
-    fn head(&self) -> String {
+    fn head(&self, state: &str) -> String {
         let app = &self.app;
         let mut text = format!(
             "# Policy of the app {app}: who may load and attach what, and who gets which map.\n\
-             # A draft: nobody is let in, and it is refused until what says FILL IN is filled in.\n\
+             # {state}\n\
              #\n\
              #   bpfgate policy check {app}.toml       shows what is missing or wrong\n\
              #   bpfgate policy explain --file {app}.toml --as USER load {}\n\
@@ -324,7 +330,7 @@ fn add_targets(text: &mut String, kind: Kind, section: &str, interfaces: &[Strin
             let _ = match binary {
                 Some(binary) => writeln!(text, "binary = {}", quoted(binary.as_str())),
                 None => {
-                    writeln!(text, "binary = \"\" # FILL IN: a program or library, such as \"/bin/bash\"")
+                    writeln!(text, "binary = \"\"{GAP}a program or library, such as \"/bin/bash\"")
                 }
             };
             let at_return = section.trim_start_matches('?').starts_with("uret");
@@ -341,7 +347,7 @@ fn add_targets(text: &mut String, kind: Kind, section: &str, interfaces: &[Strin
         let direction = ["ingress", "egress"].into_iter().find(|word| section.ends_with(word));
         let _ = match direction {
             Some(direction) => writeln!(text, "direction = \"{direction}\" # \"ingress\" or \"egress\""),
-            None => writeln!(text, "direction = \"\" # FILL IN: \"ingress\" or \"egress\""),
+            None => writeln!(text, "direction = \"\"{GAP}\"ingress\" or \"egress\""),
         };
     }
     if kind == Kind::Xdp {
@@ -352,7 +358,7 @@ fn add_targets(text: &mut String, kind: Kind, section: &str, interfaces: &[Strin
 /// A list that is known, or has to be filled in.
 fn add_list(text: &mut String, key: &str, values: &[String], hint: &str) {
     let values = values.iter().map(|value| quoted(value)).collect::<Vec<_>>().join(", ");
-    let hint = if values.is_empty() { format!(" # FILL IN: {hint}") } else { String::new() };
+    let hint = if values.is_empty() { format!("{GAP}{hint}") } else { String::new() };
     let _ = writeln!(text, "{key} = [{values}]{hint}");
 }
 
