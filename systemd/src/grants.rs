@@ -565,4 +565,25 @@ allow = ["bpf_send_signal"]
         assert_eq!(of(&other), of(WHOLE));
         assert_ne!(of(&WHOLE.replace("max = 5", "max = 6")), of(WHOLE));
     }
+
+    #[test]
+    fn every_grant_covers_itself_and_its_pieces_and_nothing_of_another_kind() {
+        let accounts = Accounts { users: [("u".to_owned(), 7)].into(), groups: [("g".to_owned(), 8)].into() };
+        let all = grants(&Policy::parse("/p.toml", WHOLE, &accounts).unwrap());
+        for grant in &all {
+            assert!(grant.covers(grant) && grant.pieces().iter().all(|piece| grant.covers(piece)), "{grant}");
+            let covered = all.iter().filter(|other| grant.covers(other)).count();
+            assert_eq!(covered, 1, "{grant}");
+        }
+        let client = all.iter().find(|grant| matches!(grant, Grant::Client { .. })).unwrap();
+        let pieces: Vec<String> = client.pieces().iter().map(ToString::to_string).collect();
+        assert_eq!(
+            pieces,
+            [
+                "uid 7 and gid 8 may load",
+                "uid 7 and gid 8 may maps (only k)",
+                "uid 7 and gid 8 may maps (only m)"
+            ]
+        );
+    }
 }

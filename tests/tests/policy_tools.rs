@@ -220,6 +220,29 @@ fn what_is_not_in_the_object_is_found_with_its_place() {
     }
 }
 
+/// What a program calls through functions of its object counts, and what another program calls does not.
+#[test]
+fn functions_that_need_a_grant_are_found_wherever_they_are_called() {
+    let desk = Desk::new("callees");
+    for (program, calls) in [("by_call", true), ("by_address", true), ("not_at_all", false)] {
+        let rule = format!(
+            "[[objects.o.raw_tracepoint]]\nprogram = \"{program}\"\nevents = [\"sched_process_exit\"]\n"
+        );
+        desk.write("app.toml", &of_object("callees", &rule));
+        let check = desk.run("check app.toml");
+        assert_eq!(check.code, Some(if calls { 4 } else { 0 }), "{program}: {check:?}");
+        assert_eq!(check.err.contains("calls bpf_send_signal"), calls, "{program}: {check:?}");
+        let allowed = rule + "[objects.o.helpers]\nallow = [\"bpf_send_signal\"]\n";
+        desk.write("app.toml", &of_object("callees", &allowed));
+        let check = desk.run("check app.toml");
+        assert_eq!(
+            (check.code, check.err.contains("leave it out")),
+            (Some(0), !calls),
+            "{program}: {check:?}"
+        );
+    }
+}
+
 #[test]
 fn what_cannot_be_looked_at_is_a_warning() {
     let desk = Desk::new("warn");

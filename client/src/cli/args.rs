@@ -256,8 +256,10 @@ pub(crate) enum PolicyCommand {
     ///   attach OBJECT PROGRAM [TARGET]
     ///   map OBJECT MAP
     ///
-    /// The policy is asked, and nothing else: whether the object is the approved one and what the kernel says comes
-    /// after that. Exit codes: 0 allowed, 1 denied, 4 policy invalid.
+    /// The policy is asked, and nothing else: whether the object is the approved
+    /// one, and what limits and kernel say, comes after that.
+    ///
+    /// Exit codes: 0 allowed, 1 denied, 4 policy invalid.
     #[command(verbatim_doc_comment)]
     Explain(ExplainArgs),
     /// Say what a new policy allows more and what less
@@ -275,18 +277,22 @@ pub(crate) enum PolicyCommand {
     },
     /// Check that policies allow and deny what a file of cases expects
     ///
-    /// The file holds entries like this, with `line` where the deciding line matters, and may name users and groups that
-    /// this machine does not have:
+    /// The file holds entries like this, and may name users and groups that this
+    /// machine does not have:
     ///
     ///   [users]
     ///   flowmon = 990
+    ///   [groups]
+    ///   metrics = 991
     ///   [[case]]
     ///   app = "flow"
-    ///   as = "flowmon:990"
+    ///   as = "flowmon:metrics"
     ///   request = "attach counter count_packets eth0"
-    ///   expect = "allow"
+    ///   expect = "allow"      # or "deny"
+    ///   line = 12             # the deciding line of the policy, if it matters
     ///
-    /// Exit codes: 0 all is as expected, 1 something is not, 4 a policy or the file of cases is invalid.
+    /// Exit codes: 0 all is as expected, 1 something is not, 4 a policy or the
+    /// file of cases is invalid.
     #[command(verbatim_doc_comment)]
     Test {
         /// The file of cases
