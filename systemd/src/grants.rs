@@ -388,7 +388,17 @@ impl Grant {
 
     /// Whether it allows nothing by itself: it says how far the others reach.
     pub fn is_bound(&self) -> bool {
-        matches!(self, Self::Limit { .. } | Self::Keep(_) | Self::Netns(_) | Self::Sandbox(_))
+        matches!(
+            self,
+            Self::Limit { .. }
+                | Self::Keep(_)
+                | Self::Netns(_)
+                | Self::UnitCheck(_)
+                | Self::Kernel(_)
+                | Self::Landlock(_)
+                | Self::Btf(_)
+                | Self::Sandbox(_)
+        )
     }
 
     /// What several grants together can allow piece by piece, in pieces.

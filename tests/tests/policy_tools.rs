@@ -252,7 +252,7 @@ fn what_cannot_be_looked_at_is_a_warning() {
         (good().replace(&object, "/nonexistent/packet_counter.bpf.o"), "nothing of it was checked"),
         (good().replace(&digest, ""), "without a sha256"),
         (
-            good().replace("may = ", "maps = [\"nosuch\"]\nmay = "),
+            good().replace("may = ", "proxy = [\"nosuch\"]\nmay = "),
             "no object of this policy hands out map nosuch",
         ),
         (good() + "[objects.counter.helpers]\nallow = [\"bpf_send_signal\"]\n", "calls bpf_send_signal"),
@@ -327,6 +327,7 @@ fn explain_says_which_line_decides() {
         ("daemon", "map counter couters", 1, "did you mean \"counters\"?"),
         ("12345:7", "open", 1, "this entry is for uid 1, and this is uid 12345"),
         ("root", "open", 1, "this is uid 0"),
+        ("daemon.service", "open", 1, "this is an unknown uid"),
     ] {
         let explained = desk.run(&format!("explain --file app.toml --as {client} {request}"));
         assert_eq!(explained.code, Some(code), "{client} {request}: {explained:?}");

@@ -152,8 +152,10 @@ impl<'s> Checks<'s> {
         let open: BTreeSet<&str> =
             maps.filter(|(_, (access, _))| *access != Access::None).map(|(name, _)| name.as_str()).collect();
         for client in &self.policy.clients {
-            for map in client.maps.iter().flatten().filter(|map| !open.contains(map.as_str())) {
-                let span = self.places.key(&["client".into(), Step::Line(client.line), "maps".into()]);
+            let listed = client.maps.iter().flatten().map(|map| ("maps", map));
+            let listed = listed.chain(client.proxy.iter().map(|map| ("proxy", map)));
+            for (key, map) in listed.filter(|(_, map)| !open.contains(map.as_str())) {
+                let span = self.places.key(&["client".into(), Step::Line(client.line), key.into()]);
                 let why = format!("no object of this policy hands out map {map}");
                 self.warning(span, why, did_you_mean(map.as_str(), open.iter().copied()));
             }

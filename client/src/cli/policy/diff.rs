@@ -173,6 +173,13 @@ g = { min = 1, max = 5 }
             ("user = 7\n", "user = 7\ngroup = 9\n", "", "uid 7 may load, maps (only k, m)"),
             ("\"m\", \"k\"", "\"m\"", "", "uid 7 may maps (only k)"),
             ("maps = [\"m\", \"k\"]\n", "", "uid 7 may maps", ""),
+            (
+                "maps = [\"m\", \"k\"]\n",
+                "maps = [\"m\", \"k\"]\nproxy = [\"m\"]\n",
+                "",
+                "uid 7 may maps (only m)",
+            ),
+            ("user = 7\n", "user = 7\nunit = \"a.service\"\n", "", "uid 7 may load, maps (only k, m)"),
             ("[[client]]\ngroup = 8\nmay = [\"attach\"]\n", "", "", "gid 8 may attach"),
             ("path = \"/o\"", "path = \"/other\"", "/other, any bytes", "/o, any bytes"),
         ] {
@@ -205,6 +212,9 @@ g = { min = 1, max = 5 }
             OLD.replace("path = \"/o\"", &format!("path = \"/o\"\nsha256 = \"{}\"", "ab".repeat(32)));
         let Change { more, less, what } = Change::between(Some(&policy(OLD)), Some(&policy(&pinned)));
         assert_eq!((more.len(), less.len(), what), (0, 1, "allows less"));
+        assert_eq!(with("[require]\nkernel = \"6.6\"\nbtf = true\nlandlock = 3\n"), (0, 3));
+        assert_eq!(with("[require]\nunit_check = \"broker\"\n"), (1, 0));
+        assert_eq!(with("[limits]\nloads_per_minute = 1\n"), (0, 1));
         // Another namespace is neither more nor less, so it is both.
         let netns = format!("netns = \"/run/netns/b\"\n{OLD}");
         let Change { more, less, .. } = Change::between(Some(&policy(&netns)), Some(&policy(OLD)));

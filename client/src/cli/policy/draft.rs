@@ -249,15 +249,16 @@ impl Facts {
         );
         let _ = write!(
             text,
-            "connections = {}\n\n\
+            "connections = {}\nloads_per_minute = {}\n\n\
              # How long what was loaded stays.\n\
              #   \"session\"  until the connection that loaded it ends\n\
              #   \"app\"      until it is unloaded\n\
              #   \"boot\"     always: the helper loads and attaches everything by itself; clients may have \"maps\" only\n\
              [lifetime]\nkeep = \"session\"\n\n\
              # How confined the helper must be: \"full\" (seccomp and landlock), or \"seccomp\" for kernels without landlock.\n\
+             # What is missing refuses; other demands are kernel = \"6.6\", landlock = 3 (its ABI) and btf = true.\n\
              [require]\nsandbox = \"full\"\n",
-            defaults.connections
+            defaults.connections, defaults.loads_per_minute
         );
     }
 }
@@ -266,8 +267,9 @@ fn add_client(text: &mut String, user: Option<&str>) {
     *text += "\n# Who. One entry for each role; all conditions of an entry must hold, and somebody has the rights of every\n\
               # entry that is for them. Nobody else may do anything, not even root.\n\
               #   user, group   a name of /etc/passwd or /etc/group, or a number\n\
+              #   unit          a system service, such as \"flowmon.service\"\n\
               #   maps          the maps that \"maps\" is for; left out: all that are handed out below\n\
-              #   may           \"load\", \"attach\", \"maps\" (get or read maps); less is fine\n";
+              #   may           \"load\", \"attach\", \"maps\" (get or read maps); less is fine; the last key of its entry\n";
     match user {
         Some(user) => {
             let user = if user.parse::<u32>().is_ok() { user.to_owned() } else { quoted(user) };
@@ -295,12 +297,8 @@ fn add_targets(text: &mut String, kind: Kind, section: &str, interfaces: &[Strin
             add_list(text, "interfaces", interfaces, "such as [\"eth0\", \"lan*\"]; * and ? are special");
         }
         Kind::CgroupSkb => {
-            add_list(
-                text,
-                "cgroups",
-                &[],
-                "directories of cgroup v2, such as [\"/sys/fs/cgroup/system.slice\"]",
-            );
+            let hint = "\"own\" for that of the client's unit, or directories, such as [\"/sys/fs/cgroup/system.slice\"]";
+            add_list(text, "cgroups", &[], hint);
         }
         Kind::RawTracepoint => {
             let event = names.and_then(|name| name.parse::<EventName>().ok()).map(|event| event.to_string());
@@ -349,6 +347,9 @@ fn add_targets(text: &mut String, kind: Kind, section: &str, interfaces: &[Strin
             Some(direction) => writeln!(text, "direction = \"{direction}\" # \"ingress\" or \"egress\""),
             None => writeln!(text, "direction = \"\"{GAP}\"ingress\" or \"egress\""),
         };
+    }
+    if kind == Kind::Tcx {
+        *text += "order = \"last\" # \"first\": before what is attached there already; \"last\": after it\n";
     }
     if kind == Kind::Xdp {
         *text += "mode = \"any\" # \"native\": in the driver or not at all; \"generic\": never there; \"any\": there if it can\n";

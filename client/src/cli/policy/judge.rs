@@ -363,6 +363,19 @@ rate = { min = 1, max = 5 }
     }
 
     #[test]
+    fn a_unit_is_told_from_another() {
+        let text = "version = 1\n[[client]]\nunit = \"a.service\"\nmay = [\"attach\"]\n[objects.o]\npath = \"/o\"\n\
+                    [[objects.o.cgroup_skb]]\nprogram = \"p\"\ncgroups = [\"own\"]\ndirection = \"egress\"\n";
+        let policy = Arc::new(Policy::parse("p", text, &Accounts::default()).unwrap());
+        let request = Request::parse(["attach", "o", "p", "cgroup:own"]).unwrap();
+        let mut peer = Peer { uid: u32::MAX, gid: u32::MAX, ..Peer::default() };
+        let why = judge(&policy, &peer, &request).misses.remove(0);
+        assert_eq!(why, (Some(2), "this entry is for unit a.service in system.slice, and this client is in no unit that was named".to_owned()));
+        peer.units = policy.units().cloned().collect();
+        assert_eq!(judge(&policy, &peer, &request).verdict, Ok(vec![7, 2]));
+    }
+
+    #[test]
     fn requests_are_written_one_way() {
         for bad in
             ["", "open x", "load", "attach o", "attach o p t t", "map o", "detach 1", "load O", "load o g=x"]
