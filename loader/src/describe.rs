@@ -23,7 +23,7 @@ const PATIENCE: u64 = 10;
 
 pub(crate) fn run() -> Result<(), Fatal> {
     process::tame(64)?;
-    capabilities::keep_only(&[], None)?;
+    capabilities::keep_none()?;
     report::check_version()?;
     setrlimit(Resource::RLIMIT_CPU, PATIENCE, PATIENCE).step("setting RLIMIT_CPU")?;
     let mut bytes = Vec::new();

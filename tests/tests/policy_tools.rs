@@ -2,7 +2,7 @@
 
 use bpfgate_tests::cli::Ended;
 use bpfgate_tests::gate::sha256;
-use bpfgate_tests::{bin_dir, bpf_object, workspace};
+use bpfgate_tests::{bin_dir, bpf_object, needs_root, workspace};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -41,6 +41,35 @@ impl Drop for Desk {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+/// The tools of somebody who may do nothing else, with a full bounding set as every login has it.
+#[test]
+fn an_ordinary_user_needs_no_privilege() {
+    needs_root!();
+    let desk = Desk::new("ordinary");
+    let own = |name: &str| desk.0.join(name);
+    for (from, name) in [
+        (bin_dir().join("bpfgate"), "bpfgate"),
+        (bin_dir().join("bpfgate-loader"), "bpfgate-loader"),
+        (bpf_object("packet_counter"), "packet_counter.bpf.o"),
+    ] {
+        fs::copy(from, own(name)).unwrap();
+        fs::set_permissions(own(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    fs::set_permissions(&desk.0, fs::Permissions::from_mode(0o777)).unwrap();
+    let run = |line: &str| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=12345", "--regid=12345", "--clear-groups"]).arg(own("bpfgate"));
+        Ended::of(command.arg("policy").args(line.split_whitespace()).current_dir(&desk.0))
+    };
+    let draft = run("new --from-object packet_counter.bpf.o --user daemon --interface lo");
+    assert_eq!(draft.code, Some(0), "{draft:?}");
+    desk.write("app.toml", &draft.out);
+    let check = run("check app.toml");
+    assert_eq!(check.code, Some(0), "{check:?}");
+    assert!(!check.err.contains("warning"), "{check:?}");
+    assert_eq!(run("explain --file app.toml --as daemon load packet_counter").code, Some(0));
 }
 
 /// A policy that is as it should be.
