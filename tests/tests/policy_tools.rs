@@ -284,6 +284,7 @@ fn what_cannot_be_looked_at_is_a_warning() {
             good().replace("may = ", "proxy = [\"nosuch\"]\nmay = "),
             "no object of this policy hands out map nosuch",
         ),
+        (good().replace(&object, "/home/non existent/o"), "cannot be written into a unit file"),
         (good() + "[objects.counter.helpers]\nallow = [\"bpf_send_signal\"]\n", "calls bpf_send_signal"),
     ] {
         desk.write("app.toml", &text);

@@ -12,9 +12,10 @@ use bpfgate_protocol::description::{Description, Program, Shape, Variable};
 use bpfgate_protocol::functions;
 use bpfgate_protocol::hooks::ROWS;
 use bpfgate_protocol::inspect;
-use bpfgate_protocol::names::{GlobalName, ObjectName};
+use bpfgate_protocol::names::{AppName, GlobalName, ObjectName};
 use bpfgate_protocol::policy::report::{Problem, Severity, did_you_mean, underlined};
 use bpfgate_protocol::policy::{Access, Object, Policy, PolicyError, ProgramRule, Range, file};
+use bpfgate_systemd::units::{Layout, drop_in};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
@@ -65,14 +66,14 @@ impl Verdict {
         let file = path.display().to_string();
         let mut verdict =
             Self { file, text: String::new(), error: None, warnings: Vec::new(), untrusted: None };
-        let source = app_of(path).and_then(|_| {
+        let source = app_of(path).and_then(|app| {
             // A file that is not installed yet may belong to its author; one that is must be root's.
             if installed {
                 file::read_file(path)?;
             }
-            Source::read(path)
+            Ok((app, Source::read(path)?))
         });
-        let source = match source {
+        let (app, source) = match source {
             Ok(source) => source,
             Err(error) => {
                 verdict.error = Some(error);
@@ -83,6 +84,7 @@ impl Verdict {
         verdict.untrusted = file::open_trusted(&absolute).err();
         let mut checks = Checks::of(&source);
         checks.clients();
+        checks.unit(&app);
         if !args.no_objects {
             checks.objects(args.objects.as_deref());
         }
@@ -159,6 +161,14 @@ impl<'s> Checks<'s> {
                 let why = format!("no object of this policy hands out map {map}");
                 self.warning(span, why, did_you_mean(map.as_str(), open.iter().copied()));
             }
+        }
+    }
+
+    /// What systemd cannot be told; standalone it does not matter.
+    fn unit(&mut self, app: &AppName) {
+        if let Err(why) = drop_in(app, self.policy, &Layout::here()) {
+            let help = "under systemd this app is disabled";
+            self.warning(self.places.key(&["objects".into()]), why, Some(help.to_owned()));
         }
     }
 
