@@ -7,6 +7,7 @@ mod diff;
 mod draft;
 mod explain;
 mod judge;
+mod miss;
 mod objects;
 mod pin;
 mod places;
