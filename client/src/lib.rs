@@ -35,7 +35,7 @@ compile_error!("ring buffer positions are `unsigned long`: only 64-bit targets a
 
 pub mod admin;
 mod client;
-mod cpus;
+pub mod cpus;
 mod error;
 pub mod exec;
 pub mod hex;

@@ -4,10 +4,13 @@
 //! worker that it forks runs libbpf ([`object`]), whose bpf(2) calls that need a capability become requests to the
 //! helper ([`wrap`]). libbpf can be crashed by an object: then the worker is gone, the request fails, and the
 //! parent forks a new one ([`parent`]).
+//! With `--describe` it is started by the command line instead, opens one object and says what is in it ([`describe`]).
 //!
 //! Distrusted: the object, and whatever libbpf becomes when it reads it. This process therefore holds no capability,
 //! can open nothing but the kernel's BTF, and reaches the kernel through a short list of calls ([`seccomp`]).
 
+mod calls;
+mod describe;
 mod object;
 mod parent;
 mod report;
@@ -24,7 +27,8 @@ use std::path::Path;
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 
 fn main() {
-    if let Err(fatal) = run() {
+    let describe = std::env::args_os().skip(1).eq(["--describe"]);
+    if let Err(fatal) = if describe { describe::run() } else { run() } {
         eprintln!("bpfgate-loader: {fatal}");
         std::process::exit(1);
     }

@@ -2,7 +2,9 @@
 
 use crate::worker::Failure;
 use crate::{report, wrap};
+use bpfgate_protocol::description::{Shape, Variable};
 use bpfgate_protocol::hooks::type_name;
+use bpfgate_protocol::inspect::check_global;
 use bpfgate_protocol::messages::helper::Global;
 use bpfgate_protocol::messages::loader::{Handle, ProgramPlan};
 use bpfgate_protocol::names::{MapName, ObjectName};
@@ -36,8 +38,7 @@ pub(crate) fn load(
     let mut maps = Vec::new();
     for map in loaded.maps() {
         let name = map.name().to_string_lossy().into_owned();
-        // libbpf calls data sections OBJECT.bss and the like; a policy calls them .bss.
-        let name = name.find('.').map_or(name.as_str(), |dot| &name[dot..]);
+        let name = policy_name(&name);
         let handle = wrap::handle(map.as_fd().as_raw_fd());
         // A name that no policy can write is of no use to anybody.
         if let Ok(name) = name.parse() {
@@ -48,8 +49,13 @@ pub(crate) fn load(
     Ok(maps)
 }
 
+/// libbpf calls data sections OBJECT.bss and the like; a policy calls them .bss.
+pub(crate) fn policy_name(name: &str) -> &str {
+    name.find('.').map_or(name, |dot| &name[dot..])
+}
+
 #[allow(unsafe_code)]
-fn open(name: &ObjectName, file: &OwnedFd, log: &mut [u8]) -> Result<OpenObject, Failure> {
+pub(crate) fn open(name: &ObjectName, file: &OwnedFd, log: &mut [u8]) -> Result<OpenObject, Failure> {
     let size = nix::sys::stat::fstat(file).map_or(0, |stat| stat.st_size);
     let Some(size) = usize::try_from(size).ok().and_then(NonZero::new) else {
         return Err(Failure::object("the object file is empty"));
@@ -81,7 +87,7 @@ fn open(name: &ObjectName, file: &OwnedFd, log: &mut [u8]) -> Result<OpenObject,
 
 /// Refuses what an object may wish for and a policy cannot allow: pinned maps, configuration and symbols of the kernel.
 #[allow(unsafe_code)]
-fn refuse_wishes(object: &OpenObject) -> Result<(), Failure> {
+pub(crate) fn refuse_wishes(object: &OpenObject) -> Result<(), Failure> {
     for map in object.maps() {
         let name = map.name().to_string_lossy();
         // SAFETY: the map belongs to `object`, which is alive; libbpf returns its own string or null.
@@ -144,23 +150,15 @@ fn select(object: &mut OpenObject, plan: &[ProgramPlan]) -> Result<Vec<(String, 
 /// Writes values to variables of `.rodata`, found by the object's own type information.
 fn set_globals(object: &mut OpenObject, globals: &[Global]) -> Result<(), Failure> {
     for global in globals {
-        let invalid = |why: String| Failure { refusal: Refusal::invalid(why), log: Vec::new() };
-        let Some((section, offset, size)) = find_global(object, global.name.as_str()) else {
+        let variable = variables(object)
+            .into_iter()
+            .find(|(variable, _)| variable.is_read_only() && variable.name == global.name.as_str());
+        let Some((Variable { section, size, .. }, offset)) = variable else {
             return Err(Failure::object(format!("the object has no .rodata variable {}", global.name)));
         };
-        if !matches!(size, 1 | 2 | 4 | 8) {
-            return Err(Failure::object(format!(
-                "global {} has {size} bytes; only 1, 2, 4 and 8 can be set",
-                global.name
-            )));
-        }
-        let bits = size * 8;
-        if global.value < -(1i128 << (bits - 1)) || global.value >= 1i128 << bits {
-            return Err(invalid(format!(
-                "global {} has {size} bytes; {} does not fit",
-                global.name, global.value
-            )));
-        }
+        check_global(&global.name, u64::from(size), global.value)
+            .map_err(|refusal| Failure { refusal, log: Vec::new() })?;
+        let size = size as usize;
         let mut maps = object.maps_mut();
         let map = maps.find(|map| map.name().to_string_lossy().ends_with(&section));
         let Some(mut map) = map else {
@@ -175,36 +173,64 @@ fn set_globals(object: &mut OpenObject, globals: &[Global]) -> Result<(), Failur
     Ok(())
 }
 
-/// Section, offset and size in bytes of a variable of a read-only data section.
+/// The variables of all data sections, each with its offset in its section.
 #[allow(unsafe_code)]
-fn find_global(object: &OpenObject, name: &str) -> Option<(String, usize, usize)> {
+pub(crate) fn variables(object: &OpenObject) -> Vec<(Variable, usize)> {
+    let mut all = Vec::new();
     // SAFETY: the object is alive, and so is its BTF. libbpf has checked the BTF when it opened the object:
     // types, names and the entries behind a DATASEC are inside of it. A type id that does not exist gives null.
     unsafe {
         let btf = sys::bpf_object__btf(object.as_libbpf_object().as_ptr());
         if btf.is_null() {
-            return None;
+            return all;
         }
         for id in 1..sys::btf__type_cnt(btf) {
             let section = sys::btf__type_by_id(btf, id);
             if section.is_null() || ((*section).info >> 24) & 0x1f != sys::BTF_KIND_DATASEC {
                 continue;
             }
-            let section_name = string(btf, (*section).name_off)?;
-            if !section_name.starts_with(".rodata") {
-                continue;
-            }
+            let Some(section_name) = string(btf, (*section).name_off) else { continue };
             let variables = section.add(1).cast::<sys::btf_var_secinfo>();
             for i in 0..((*section).info & 0xffff) as usize {
                 let variable = &*variables.add(i);
                 let var_type = sys::btf__type_by_id(btf, variable.type_);
-                if !var_type.is_null() && string(btf, (*var_type).name_off)? == name {
-                    return Some((section_name, variable.offset as usize, variable.size as usize));
+                if var_type.is_null() {
+                    continue;
                 }
+                let Some(name) = string(btf, (*var_type).name_off) else { continue };
+                let (section, size) = (section_name.clone(), variable.size);
+                let shape = shape(btf, variable.type_);
+                all.push((Variable { section, name, size, shape }, variable.offset as usize));
             }
         }
     }
-    None
+    all
+}
+
+/// What a variable of this type holds.
+///
+/// # Safety
+/// `btf` is alive, and libbpf has checked it.
+#[allow(unsafe_code)]
+unsafe fn shape(btf: *const sys::btf, id: u32) -> Shape {
+    // SAFETY: the caller's promise. The encoding of an INT is the word behind its type.
+    unsafe {
+        let Ok(id) = u32::try_from(sys::btf__resolve_type(btf, id)) else { return Shape::Other };
+        let resolved = sys::btf__type_by_id(btf, id);
+        if resolved.is_null() {
+            return Shape::Other;
+        }
+        match ((*resolved).info >> 24) & 0x1f {
+            sys::BTF_KIND_INT => {
+                let encoding = (*resolved.add(1).cast::<u32>() >> 24) & 0xf;
+                if encoding & sys::BTF_INT_SIGNED == 0 { Shape::Unsigned } else { Shape::Signed }
+            }
+            // The highest bit of `info` says that values of an ENUM are signed.
+            sys::BTF_KIND_ENUM | sys::BTF_KIND_ENUM64 if (*resolved).info >> 31 == 0 => Shape::Unsigned,
+            sys::BTF_KIND_ENUM | sys::BTF_KIND_ENUM64 => Shape::Signed,
+            _ => Shape::Other,
+        }
+    }
 }
 
 /// # Safety

@@ -33,6 +33,27 @@ impl User {
 /// Without `CAP_SETPCAP` (a systemd unit) the bounding set and the securebits are what the service manager made them,
 /// and the bounding set may hold what helpers may have, and nothing else: after `NO_NEW_PRIVS` nobody gets it from there.
 pub fn keep_only(keep: &[Capability], user: Option<User>) -> Result<(), Fatal> {
+    reduce_to(keep, user, Bounding::OfHelpers)
+}
+
+/// Gives up every capability, in a process that anybody may start. The bounding set of ordinary users is full and stays
+/// so: after `NO_NEW_PRIVS` nobody gets anything from there.
+pub fn keep_none() -> Result<(), Fatal> {
+    reduce_to(&[], None, Bounding::Whatever)
+}
+
+/// What may be left in a bounding set that cannot be emptied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bounding {
+    /// It was emptied.
+    Nothing,
+    /// What the service manager leaves there for helpers.
+    OfHelpers,
+    /// Anything.
+    Whatever,
+}
+
+fn reduce_to(keep: &[Capability], user: Option<User>, bounding: Bounding) -> Result<(), Fatal> {
     let set: CapsHashSet = keep.iter().map(|capability| raw(*capability)).collect();
     let setpcap =
         caps::has_cap(None, CapSet::Effective, caps::Capability::CAP_SETPCAP).step("reading capabilities")?;
@@ -47,15 +68,16 @@ pub fn keep_only(keep: &[Capability], user: Option<User>) -> Result<(), Fatal> {
         setresuid(uid, uid, uid).step("changing the user")?;
     }
     nix::sys::prctl::set_no_new_privs().step("forbidding new privileges")?;
+    let bounding = if setpcap { Bounding::Nothing } else { bounding };
     // A process that was born with the right sets (the broker's unit) may be without the system call to change them.
-    if check(keep, setpcap).is_ok() {
+    if check(keep, bounding).is_ok() {
         return Ok(());
     }
     caps::clear(None, CapSet::Ambient).step("emptying the ambient set")?;
     caps::clear(None, CapSet::Inheritable).step("emptying the inheritable set")?;
     caps::set(None, CapSet::Effective, &set).step("reducing the effective set")?;
     caps::set(None, CapSet::Permitted, &set).step("reducing the permitted set")?;
-    check(keep, setpcap)
+    check(keep, bounding)
 }
 
 /// What a process needs that makes helpers: the capabilities a helper may get, to become another user, to give up
@@ -121,12 +143,15 @@ fn status(path: &str) -> std::io::Result<BTreeMap<String, u64>> {
     Ok(text.lines().filter_map(field).collect())
 }
 
-fn check(keep: &[Capability], bounding_emptied: bool) -> Result<(), Fatal> {
+fn check(keep: &[Capability], may_be_left: Bounding) -> Result<(), Fatal> {
     let keep = mask(keep);
     let status = status("/proc/self/status").step("reading /proc/self/status")?;
     let bounding = status.get("CapBnd").copied().unwrap_or(u64::MAX);
-    let bounding_fine =
-        if bounding_emptied { bounding == 0 } else { bounding & !mask(&Capability::ALL) == 0 };
+    let bounding_fine = match may_be_left {
+        Bounding::Nothing => bounding == 0,
+        Bounding::OfHelpers => bounding & !mask(&Capability::ALL) == 0,
+        Bounding::Whatever => true,
+    };
     for (field, expected) in
         [("CapInh", 0), ("CapPrm", keep), ("CapEff", keep), ("CapAmb", 0), ("NoNewPrivs", 1)]
     {
@@ -174,7 +199,7 @@ mod tests {
     fn a_process_with_capabilities_is_found_out() {
         if geteuid().is_root() {
             assert!(assert_none_in_any_thread().is_err());
-            assert!(check(&[], true).is_err());
+            assert!(check(&[], Bounding::Nothing).is_err());
         } else {
             eprintln!("skipped: needs root");
         }

@@ -8,7 +8,8 @@ use crate::authorize::LoadPermit;
 use crate::functions;
 use crate::hooks::{Kind, type_name};
 use crate::messages::loader::{Handle, MapCreate, ProgLoad};
-use crate::policy::ProgramRule;
+use crate::names::{GlobalName, ObjectName};
+use crate::policy::{Object, ProgramRule};
 use crate::refusal::Refusal;
 
 /// The most BTF one object may bring, in bytes; the kernel's own limit is 16 MiB (`BTF_MAX_SIZE`).
@@ -106,22 +107,9 @@ pub fn check_program<'p>(
         return Err(Refusal::denied("the loader asks for a program that is not in the permit"));
     };
     let object = |why: String| Refusal::object(why).by_line(rule.line);
-    let row = rule.hook.kind().row();
-    if load.prog_type != row.prog_type || load.expected_attach_type != rule.hook.expected_attach_type() {
-        return Err(object(format!(
-            "program {} is of type {}, but the policy says {}",
-            rule.program,
-            type_name(load.prog_type),
-            row.key
-        )));
-    }
-    if load.flags & !row.flags != 0 {
-        return Err(object(format!(
-            "program {} has flags {:#x} that a program of type {} may not have",
-            rule.program,
-            load.flags & !row.flags,
-            row.key
-        )));
+    check_kind(rule, load.prog_type, load.flags)?;
+    if load.expected_attach_type != rule.hook.expected_attach_type() {
+        return Err(object(format!("program {} is for another kind of attachment", rule.program)));
     }
     if !rule.program.as_str().starts_with(&load.name) || load.name.len() > 15 {
         return Err(object(format!("program {} comes under another name", rule.program)));
@@ -137,6 +125,47 @@ pub fn check_program<'p>(
         return Err(Refusal::quota(why));
     }
     Ok(rule)
+}
+
+/// Whether a program of this type with these flags is what the rule says.
+///
+/// Errors: `Object`
+pub fn check_kind(rule: &ProgramRule, prog_type: u32, flags: u32) -> Result<(), Refusal> {
+    let row = rule.hook.kind().row();
+    let why = if prog_type != row.prog_type {
+        format!(
+            "program {} is of type {}, but the policy says {}",
+            rule.program,
+            type_name(prog_type),
+            row.key
+        )
+    } else if flags & !row.flags != 0 {
+        format!(
+            "program {} has flags {:#x} that a program of type {} may not have",
+            rule.program,
+            flags & !row.flags,
+            row.key
+        )
+    } else {
+        return Ok(());
+    };
+    Err(Refusal::object(why).by_line(rule.line))
+}
+
+/// Whether a `.rodata` variable of `size` bytes can hold `value`, signed or not.
+///
+/// Errors: `Object` (no integer has this size) · `Invalid` (it does not fit)
+pub fn check_global(name: &GlobalName, size: u64, value: i128) -> Result<(), Refusal> {
+    if !matches!(size, 1 | 2 | 4 | 8) {
+        return Err(Refusal::object(format!(
+            "global {name} has {size} bytes; only 1, 2, 4 and 8 can be set"
+        )));
+    }
+    let bits = size * 8;
+    if value < -(1i128 << (bits - 1)) || value >= 1i128 << bits {
+        return Err(Refusal::invalid(format!("global {name} has {size} bytes; {value} does not fit")));
+    }
+    Ok(())
 }
 
 /// Lengths that fit together, whoever says them.
@@ -193,18 +222,24 @@ pub fn probe_function(id: u32) -> Result<(), Refusal> {
 ///
 /// Errors: `Denied` (it needs a grant that the policy does not give) · `Unsupported` (no such function in this build)
 pub fn function(permit: &LoadPermit, id: u32) -> Result<(), Refusal> {
+    granted(permit.object(), permit.rules(), id)
+}
+
+/// Whether programs of this object may call helper function `id`.
+///
+/// Errors: `Object` (it needs a grant that the policy does not give) · `Unsupported` (no such function in this build)
+pub fn granted(object: &ObjectName, rules: &Object, id: u32) -> Result<(), Refusal> {
     let Some(name) = functions::name(id) else {
         return Err(Refusal::unsupported(format!(
             "the program calls helper function number {id}, which this build does not know"
         )));
     };
     match functions::needs_grant(id) {
-        Some(what) if !permit.rules().functions.contains(&id) => {
+        Some(what) if !rules.functions.contains(&id) => {
             let why = format!(
-                "the program calls bpf_{name}, which {what}; the policy must say so: [objects.{}.helpers] allow = [\"bpf_{name}\"]",
-                permit.object()
+                "the program calls bpf_{name}, which {what}; the policy must say so: [objects.{object}.helpers] allow = [\"bpf_{name}\"]"
             );
-            Err(Refusal::object(why).by_line(permit.rules().line))
+            Err(Refusal::object(why).by_line(rules.line))
         }
         _ => Ok(()),
     }

@@ -8,6 +8,7 @@
 //! | [`policy`] | a policy file, from bytes to types |
 //! | [`authorize`] | the one check, run by broker (early) and helper (final) |
 //! | [`inspect`] | what the helper checks in maps and instructions before it asks the kernel |
+//! | [`description`] | what an object file holds, for people who write policies |
 //! | [`hooks`] | one row per kind of program |
 //! | [`identity`] | who a connected client is, as the kernel says |
 //! | [`pidfd`] | the two questions to the kernel about a process that no library asks yet |
@@ -16,6 +17,7 @@
 pub mod authorize;
 pub mod channel;
 pub mod codec;
+pub mod description;
 pub mod functions;
 pub mod hooks;
 pub mod identity;

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// Why a text is not such a name: a sentence without the text itself.
@@ -248,15 +249,90 @@ impl Pattern {
         p[i..].iter().all(|&c| c == b'*')
     }
 
+    /// Whether every name that `other` matches is matched by this pattern too.
+    ///
+    /// Both are read together, letter by letter: `other` goes each of its ways, this one all of its ways at once. A letter
+    /// that stands in neither of them stands for all the rest.
+    pub fn covers(&self, other: &Pattern) -> bool {
+        let (p, o) = (self.0.as_bytes(), other.0.as_bytes());
+        let mut letters: BTreeSet<Option<u8>> = p.iter().chain(o).copied().map(Some).collect();
+        letters.insert(None);
+        let start = (0, places(p, BTreeSet::from([0])));
+        let (mut seen, mut open) = (BTreeSet::from([start.clone()]), vec![start]);
+        while let Some((at, ours)) = open.pop() {
+            if o[at..].iter().all(|&c| c == b'*') && !ours.contains(&p.len()) {
+                return false;
+            }
+            let Some(&c) = o.get(at) else { continue };
+            let mut next = Vec::new();
+            if c == b'*' {
+                next.push((at + 1, ours.clone()));
+            }
+            for letter in letters.iter().filter(|letter| matches!(c, b'*' | b'?') || **letter == Some(c)) {
+                let step = |&i: &usize| match p.get(i) {
+                    Some(b'*') => Some(i),
+                    Some(&c) => (c == b'?' || Some(c) == *letter).then_some(i + 1),
+                    None => None,
+                };
+                let ours = places(p, ours.iter().filter_map(step).collect());
+                next.push((if c == b'*' { at } else { at + 1 }, ours));
+            }
+            open.extend(next.into_iter().filter(|state| seen.insert(state.clone())));
+        }
+        true
+    }
+
     /// The interface this pattern names, if it has no wildcard.
     pub fn literal(&self) -> Option<InterfaceName> {
         if self.0.contains(['*', '?']) { None } else { self.0.parse().ok() }
     }
 }
 
+/// The places of a pattern that are reached from these without a letter: past each `*`.
+fn places(pattern: &[u8], mut from: BTreeSet<usize>) -> BTreeSet<usize> {
+    for (i, c) in pattern.iter().enumerate() {
+        if *c == b'*' && from.contains(&i) {
+            from.insert(i + 1);
+        }
+    }
+    from
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// All patterns and names of up to three of a few letters.
+    #[test]
+    fn a_pattern_covers_what_matches_nothing_else() {
+        let words = |letters: &str| {
+            let mut all = vec![String::new()];
+            for length in 0..3 {
+                let longer: Vec<String> = all
+                    .iter()
+                    .filter(|word| word.len() == length)
+                    .flat_map(|word| letters.chars().map(move |c| format!("{word}{c}")))
+                    .collect();
+                all.extend(longer);
+            }
+            all.split_off(1)
+        };
+        let patterns: Vec<Pattern> = words("ab*?").iter().map(|word| pattern(word)).collect();
+        // Longer than the patterns, so that what a `*` adds shows; c is in no pattern.
+        let mut names = words("abc");
+        names.extend(
+            words("abc").iter().flat_map(|a| words("abc").into_iter().map(move |b| format!("{a}{b}"))),
+        );
+        for wide in &patterns {
+            for narrow in &patterns {
+                // There is no name without a letter, but `*` alone would match it.
+                let expected = names.iter().all(|name| !narrow.matches(name) || wide.matches(name))
+                    && (!narrow.matches("") || wide.matches(""));
+                assert_eq!(wide.covers(narrow), expected, "{wide} {narrow}");
+            }
+        }
+        assert!(pattern("lan*").covers(&pattern("lan0")) && !pattern("lan0").covers(&pattern("lan*")));
+    }
 
     fn pattern(text: &str) -> Pattern {
         Pattern::try_from(text.to_owned()).unwrap()

@@ -1,7 +1,7 @@
 //! From a policy to what systemd is told about its helper. Nothing here reads or writes: the same policy gives the same
 //! text, in the generator, in `bpfgate policy apply` and in a test.
 
-use crate::grants::{grants, hex};
+use crate::grants::{hex, lines};
 use bpfgate_protocol::names::{AbsolutePath, AppName};
 use bpfgate_protocol::policy::{Hook, Keep, Policy, capabilities, needed};
 use sha2::{Digest, Sha256};
@@ -60,6 +60,11 @@ impl Layout {
         self.prefix.join("lib/systemd/system").join(name)
     }
 
+    /// The program that runs libbpf.
+    pub fn loader(&self) -> PathBuf {
+        self.prefix.join("libexec/bpfgate/bpfgate-loader")
+    }
+
     fn helper(&self) -> PathBuf {
         self.prefix.join("libexec/bpfgate/bpfgate-helper")
     }
@@ -103,7 +108,7 @@ pub fn drop_in(app: &AppName, policy: &Policy, layout: &Layout) -> Result<String
     add_bounds(&mut text, policy);
     text += "\n# What is in force, for `bpfgate policy apply`; systemd passes over sections of this name.\n[X-Bpfgate]\n";
     let _ = writeln!(text, "Policy={}\nDigest={}", policy.file, hex(&policy.digest));
-    for grant in grants(policy) {
+    for grant in lines(policy) {
         let _ = writeln!(text, "{GRANT}{grant}");
     }
     Ok(text)

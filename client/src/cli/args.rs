@@ -71,7 +71,7 @@ pub(crate) enum Command {
     /// and LISTEN_PID. A seccomp filter leaves it the bpf commands that read and write maps. The
     /// session lasts as long as the program; its exit status is the exit status of bpfgate.
     Exec(ExecArgs),
-    /// Check and explain policy files
+    /// Write, check and explain policies
     Policy {
         #[command(subcommand)]
         command: PolicyCommand,
@@ -228,20 +228,85 @@ pub(crate) struct ExecArgs {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum PolicyCommand {
-    /// Check policy files [default: all that are installed]
-    Check {
-        /// Policy files
-        files: Vec<PathBuf>,
-        #[command(flatten)]
-        style: StyleArgs,
-    },
+    /// Print a first policy for an object, to be filled in
+    ///
+    /// It names every program, map and variable of the object with the choices that there are. Nobody is let in, and
+    /// `policy check` refuses it until what says FILL IN is filled in.
+    New(NewArgs),
+    /// Check policy files, and the objects that they name [default: all that are installed]
+    ///
+    /// Errors make a file invalid, warnings do not. Exit codes: 0 all are valid, 4 one is not.
+    Check(CheckArgs),
     /// Show a policy with every default filled in, and the capabilities it needs
     Show {
-        /// A policy file
-        file: PathBuf,
+        /// A policy file, or the app of an installed one
+        #[arg(value_name = "FILE|APP")]
+        policy: String,
+        /// Show the drop-in of the helper's unit instead
+        #[arg(long)]
+        unit: bool,
         #[command(flatten)]
         style: StyleArgs,
     },
+    /// Say what a policy would answer to a request, and which line decides
+    ///
+    /// REQUEST is one of:
+    ///   open
+    ///   load OBJECT [PROGRAM...] [GLOBAL=VALUE...]
+    ///   attach OBJECT PROGRAM [TARGET]
+    ///   map OBJECT MAP
+    ///
+    /// The policy is asked, and nothing else: whether the object is the approved
+    /// one, and what limits and kernel say, comes after that.
+    ///
+    /// Exit codes: 0 allowed, 1 denied, 4 policy invalid.
+    #[command(verbatim_doc_comment)]
+    Explain(ExplainArgs),
+    /// Say what a new policy allows more and what less
+    ///
+    /// Two files are compared, or two directories by the names of their files. How something is written does not matter:
+    /// eth* instead of eth0 is more, a client entry less is less. Exit codes: 0 nothing is wider, 1 something is, 4 a
+    /// policy is invalid.
+    Diff {
+        /// What was allowed: a file or a directory
+        old: PathBuf,
+        /// What is to be allowed
+        new: PathBuf,
+        #[command(flatten)]
+        style: StyleArgs,
+    },
+    /// Check that policies allow and deny what a file of cases expects
+    ///
+    /// The file holds entries like this, and may name users and groups that this
+    /// machine does not have:
+    ///
+    ///   [users]
+    ///   flowmon = 990
+    ///   [groups]
+    ///   metrics = 991
+    ///   [[case]]
+    ///   app = "flow"
+    ///   as = "flowmon:metrics"
+    ///   request = "attach counter count_packets eth0"
+    ///   expect = "allow"      # or "deny"
+    ///   line = 12             # the deciding line of the policy, if it matters
+    ///
+    /// Exit codes: 0 all is as expected, 1 something is not, 4 a policy or the
+    /// file of cases is invalid.
+    #[command(verbatim_doc_comment)]
+    Test {
+        /// The file of cases
+        cases: PathBuf,
+        /// Where the policies are [default: beside the cases]
+        #[arg(long, value_name = "DIRECTORY")]
+        policies: Option<PathBuf>,
+        #[command(flatten)]
+        style: StyleArgs,
+    },
+    /// Write the digests of object files into policies; everything else stays as it is
+    ///
+    /// Exit codes: 0 done, 1 an object cannot be read or, with --check, a digest differs, 4 a policy is invalid.
+    Pin(PinArgs),
     /// Put the installed policies into force: show what differs, restart the helpers it concerns (root)
     ///
     /// Helpers of changed policies are restarted: what they attached stays attached as far as the
@@ -254,6 +319,73 @@ pub(crate) enum PolicyCommand {
         #[command(flatten)]
         style: StyleArgs,
     },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct NewArgs {
+    /// The object file; it is read by a bpfgate-loader without privilege
+    #[arg(long, value_name = "FILE")]
+    pub(crate) from_object: PathBuf,
+    /// The name of the app [default: that of the object file]
+    #[arg(long)]
+    pub(crate) app: Option<String>,
+    /// Let this user in
+    #[arg(long)]
+    pub(crate) user: Option<String>,
+    /// Allow this interface, or pattern of interfaces; may be repeated
+    #[arg(long, value_name = "NAME")]
+    pub(crate) interface: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CheckArgs {
+    /// Policy files
+    pub(crate) files: Vec<PathBuf>,
+    /// Do not look into object files
+    #[arg(long, conflicts_with = "objects")]
+    pub(crate) no_objects: bool,
+    /// Take object files from this directory, not from their paths
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) objects: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) style: StyleArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ExplainArgs {
+    /// Who asks: a user with its groups of this machine; USER:GROUP,... with these groups and no others, names or
+    /// numbers; or a service, as UNIT.service, whose user is not known
+    #[arg(long = "as", value_name = "USER[:GROUP,...]|UNIT")]
+    pub(crate) client: String,
+    /// The app whose policy is asked
+    #[arg(long, conflicts_with = "file")]
+    pub(crate) app: Option<String>,
+    /// Take the app's policy from this directory, not from those where policies are installed
+    #[arg(long, value_name = "DIRECTORY", requires = "app")]
+    pub(crate) policies: Option<PathBuf>,
+    /// Take this policy file
+    #[arg(long)]
+    pub(crate) file: Option<PathBuf>,
+    /// The request
+    #[arg(required = true)]
+    pub(crate) request: Vec<String>,
+    #[command(flatten)]
+    pub(crate) style: StyleArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct PinArgs {
+    /// Policy files
+    #[arg(required = true)]
+    pub(crate) files: Vec<PathBuf>,
+    /// Change nothing; exit code 1 if something would change
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Take object files from this directory, not from their paths
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) objects: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) style: StyleArgs,
 }
 
 /// `PROGRAM[=TARGET]`

@@ -22,7 +22,7 @@ use std::time::Duration;
 use bpfgate_client::Client;
 use clap::Parser;
 
-use args::{Cli, Command, MapCommand, PolicyCommand};
+use args::{Cli, Command, MapCommand};
 use failure::Failure;
 
 /// What can end well in more ways than one does so with an exit code.
@@ -45,13 +45,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Map { command: MapCommand::Get(args) } => map::get(socket, args),
         Command::Map { command: MapCommand::Set(args) } => map::set(socket, args),
         Command::Exec(args) => exec::run(socket, args),
-        Command::Policy { command: PolicyCommand::Check { files, style } } => {
-            policy::check(files, style.into())
-        }
-        Command::Policy { command: PolicyCommand::Show { file, style } } => policy::show(file, style.into()),
-        Command::Policy { command: PolicyCommand::Apply { dry_run, style } } => {
-            apply::run(*dry_run, style.into())
-        }
+        Command::Policy { command } => policy::run(command),
         Command::Status { style } => status::run(socket, style.into()),
     };
     outcome.unwrap_or_else(Failure::report)

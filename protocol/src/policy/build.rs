@@ -3,7 +3,7 @@
 
 use super::file::Accounts;
 use super::raw::{self, Text};
-use super::report::Problem;
+use super::report::{Problem, did_you_mean};
 use super::{
     Access, Client, Direction, Hook, Keep, Limits, OWN_CGROUP, Object, Order, Policy, PolicyError,
     ProgramRule, Range, Require, Right, Sandboxing, Unit, UnitCheck, VERSION, XdpMode,
@@ -31,7 +31,8 @@ pub(super) fn policy(file: &str, text: &str, accounts: &Accounts) -> Result<Poli
     let raw: raw::File = toml::from_str(text).map_err(|error| {
         let span = error.span().unwrap_or(0..0);
         let message = error.message().replace('`', "'");
-        PolicyError::new(file, text, vec![Problem { span, message, help: None }])
+        let help = meant(&message);
+        PolicyError::new(file, text, vec![Problem { span, message, help }])
     })?;
     let mut builder = Builder { text, accounts, problems: Vec::new(), starts: line_starts(text) };
     let built = builder.policy(file, raw);
@@ -159,7 +160,8 @@ impl Builder<'_> {
             return *value;
         }
         let known: Vec<_> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
-        self.problem(text.span(), format!("this is none of {}", known.join(", ")), None);
+        let help = did_you_mean(text.get_ref(), words.iter().map(|(word, _)| *word));
+        self.problem(text.span(), format!("this is none of {}", known.join(", ")), help.as_deref());
         default
     }
 
@@ -533,6 +535,12 @@ fn version(text: &str) -> Option<(u32, u32)> {
     let (major, minor) = text.split_once('.')?;
     let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?;
     Some((number(major)?, number(minor)?))
+}
+
+/// The key that was meant by "unknown field 'a', expected one of 'b', 'c'".
+fn meant(message: &str) -> Option<String> {
+    let mut words = message.strip_prefix("unknown field ")?.split('\'').skip(1).step_by(2);
+    did_you_mean(words.next()?, words)
 }
 
 fn line_starts(text: &str) -> Vec<usize> {

@@ -134,11 +134,16 @@ pub fn read_file(path: &Path) -> Result<Policy, PolicyError> {
         PolicyError::of_file(&name, format!("the policy file {why}"), Some(help))
     };
     let (fd, _) = open_trusted(path).map_err(fail)?;
-    parse_open(&name, fd)
+    parse(&name, &text_of(&name, fd)?)
 }
 
 /// Reads a policy file whoever owns it: to check one before it is installed. Never to decide anything.
 pub fn read_untrusted(path: &Path) -> Result<Policy, PolicyError> {
+    parse(&path.display().to_string(), &text_untrusted(path)?)
+}
+
+/// The text of a policy file whoever owns it.
+pub fn text_untrusted(path: &Path) -> Result<String, PolicyError> {
     let name = path.display().to_string();
     let fail =
         |e: io::Error| PolicyError::of_file(&name, format!("the policy file cannot be opened: {e}"), None);
@@ -146,10 +151,10 @@ pub fn read_untrusted(path: &Path) -> Result<Policy, PolicyError> {
     if !file.metadata().map_err(fail)?.is_file() {
         return Err(PolicyError::of_file(&name, "the policy file is not a regular file", None));
     }
-    parse_open(&name, file.into())
+    text_of(&name, file.into())
 }
 
-fn parse_open(name: &str, fd: OwnedFd) -> Result<Policy, PolicyError> {
+fn text_of(name: &str, fd: OwnedFd) -> Result<String, PolicyError> {
     let fail = |why: String| PolicyError::of_file(name, format!("the policy file {why}"), None);
     let mut bytes = Vec::new();
     let read = File::from(fd).take(MAX_FILE + 1).read_to_end(&mut bytes);
@@ -157,10 +162,15 @@ fn parse_open(name: &str, fd: OwnedFd) -> Result<Policy, PolicyError> {
     if bytes.len() as u64 > MAX_FILE {
         return Err(fail(format!("is larger than {MAX_FILE} bytes")));
     }
-    let text = String::from_utf8(bytes).map_err(|_| fail("is not UTF-8 text".into()))?;
-    let accounts =
-        Accounts::read().map_err(|e| fail(format!("cannot be judged: /etc/passwd or /etc/group: {e}")))?;
-    Policy::parse(name, &text, &accounts)
+    String::from_utf8(bytes).map_err(|_| fail("is not UTF-8 text".into()))
+}
+
+fn parse(name: &str, text: &str) -> Result<Policy, PolicyError> {
+    let accounts = Accounts::read().map_err(|e| {
+        let why = format!("the policy file cannot be judged: /etc/passwd or /etc/group: {e}");
+        PolicyError::of_file(name, why, None)
+    })?;
+    Policy::parse(name, text, &accounts)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// The largest object file in bytes. libbpf reads all of it.
-const MAX_OBJECT: u64 = 16 << 20;
+pub const MAX_OBJECT: u64 = 16 << 20;
 
 /// A sealed copy of an object, and its SHA-256.
 #[derive(Debug)]
