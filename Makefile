@@ -5,7 +5,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
-.PHONY: all build bpf deps machine-deps install uninstall deb test systemd-test vm-test stage demo bench lint clean help
+.PHONY: all build bpf deps machine-deps install uninstall deb test systemd-test vm-test stage demo bench fuzz reference lint clean help
 
 # rustup puts cargo where a shell finds it only after the next login.
 ifndef CARGO
@@ -134,6 +134,7 @@ install: ## Install below PREFIX (/usr/local, or /usr) and DESTDIR what `make bu
 	done
 	install -m 644 README.md $(DOC)
 	install -m 644 policies/README.md $(DOC)/policies.md
+	install -m 644 policies/policy.schema.json $(DOC)
 	install -m 644 systemd/README.md $(DOC)/systemd.md
 	install -m 644 policies/bpf/*.bpf.c $(DOC)/examples/bpf
 	for policy in policies/*.toml; do \
@@ -205,6 +206,26 @@ demo: build ## A packet counter without privilege, in a network namespace of its
 bench: build ## Measure what the privilege separation costs; writes target/bench.json (root; asks sudo once)
 	@as_root=; if [[ $$(id -u) != 0 ]]; then as_root="sudo --preserve-env=BPFGATE_BIN_DIR"; fi; \
 	$$as_root target/release/bench
+
+# A nightly compiler is needed for this alone. The seeds are in the tree; what the fuzzer adds to them is not.
+FUZZ_TARGETS ?= parser printer evaluator
+FUZZ_SECONDS ?= 60
+CARGO_FUZZ := target/tools/bin/cargo-fuzz
+CARGO_FUZZ_VERSION := 0.13.2
+$(CARGO_FUZZ): Makefile | deps
+	$(CARGO) install --locked --version $(CARGO_FUZZ_VERSION) --root target/tools --target-dir target/tools/build cargo-fuzz
+	touch $@
+
+fuzz: $(CARGO_FUZZ) ## Fuzz parser, printer and evaluator of policies, a minute each (FUZZ_SECONDS=60; nightly Rust)
+	@for target in $(FUZZ_TARGETS); do \
+	  mkdir -p target/fuzz/corpus/$$target; \
+	  RUSTUP_TOOLCHAIN=nightly $(CARGO_FUZZ) fuzz run --fuzz-dir tests/fuzz --target-dir target/fuzz/build $$target \
+	    target/fuzz/corpus/$$target tests/fuzz/seeds/$$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=10 \
+	    -print_final_stats=1; \
+	done
+
+reference: ## Write the tables of policies/README.md and the schema for editors from the types
+	$(CARGO) test --locked -p bpfgate-policy-tests --test manual -- --quiet --ignored write
 
 lint: deps ## Formatting and clippy, without a warning
 	$(CARGO) fmt --all --check

@@ -274,9 +274,10 @@ impl BootPermit {
         (policy.keep == Keep::Boot).then(|| Self { policy: policy.clone() })
     }
 
-    /// Every object, with all of its programs.
+    /// Every object of which the policy names a program, with all that it names.
     pub fn loads(&self) -> impl Iterator<Item = LoadPermit> + '_ {
-        self.policy.objects.iter().map(|(name, rules)| LoadPermit {
+        let named = self.policy.objects.iter().filter(|(_, rules)| !rules.programs.is_empty());
+        named.map(|(name, rules)| LoadPermit {
             policy: self.policy.clone(),
             object: name.clone(),
             programs: rules.program_names(),

@@ -254,7 +254,7 @@ impl Builder<'_> {
             }
             version
         });
-        let landlock = raw.landlock.map(|abi| self.limit(Some(abi), 1, 1000));
+        let landlock = raw.landlock.map(|abi| self.limit(Some(abi), 1, Require::MOST_LANDLOCK));
         Require {
             sandbox: self.word(raw.sandbox, Sandboxing::Full, &Sandboxing::WORDS),
             unit_check: self.word(raw.unit_check, UnitCheck::Helper, &UnitCheck::WORDS),
@@ -306,8 +306,7 @@ impl Builder<'_> {
         let mut add = |rule: Option<ProgramRule>| programs.extend(rule);
         for entry in raw.xdp {
             let (span, e) = (entry.span(), entry.into_inner());
-            let modes = [("native", XdpMode::Native), ("generic", XdpMode::Generic), ("any", XdpMode::Any)];
-            let mode = self.word(e.mode, XdpMode::Any, &modes);
+            let mode = self.word(e.mode, XdpMode::Any, &XdpMode::WORDS);
             let hook = self.patterns(&span, &e.interfaces).map(|interfaces| Hook::Xdp { interfaces, mode });
             add(self.rule(&span, &e.program, hook, e.program_fd, e.link_fd));
         }
@@ -428,11 +427,7 @@ impl Builder<'_> {
     }
 
     fn direction(&mut self, text: Text) -> Direction {
-        self.word(
-            Some(text),
-            Direction::Ingress,
-            &[("ingress", Direction::Ingress), ("egress", Direction::Egress)],
-        )
+        self.word(Some(text), Direction::Ingress, &Direction::WORDS)
     }
 
     fn digest(&mut self, text: &Text) -> Option<[u8; 32]> {
@@ -478,20 +473,18 @@ impl Builder<'_> {
     }
 
     fn limits(&mut self, raw: raw::Limits) -> Limits {
-        let d = Limits::default();
-        // The upper ends are what the processes can hold: one message carries at most 253 descriptors (SCM_MAX_FD), which
-        // are maps and programs of one load; a program of over a million instructions is refused by the kernel.
+        let (d, most) = (Limits::default(), Limits::MOST);
         Limits {
-            programs: self.limit(raw.programs, d.programs, 64),
-            maps: self.limit(raw.maps, d.maps, 128),
-            links: self.limit(raw.links, d.links, 256),
-            instructions: self.limit(raw.instructions, d.instructions, 1_000_000),
+            programs: self.limit(raw.programs, d.programs, most.programs),
+            maps: self.limit(raw.maps, d.maps, most.maps),
+            links: self.limit(raw.links, d.links, most.links),
+            instructions: self.limit(raw.instructions, d.instructions, most.instructions),
             map_memory: match raw.map_memory {
                 None => d.map_memory,
                 Some(size) => self.size(&size).unwrap_or(d.map_memory),
             },
-            connections: self.limit(raw.connections, d.connections, 4096),
-            loads_per_minute: self.limit(raw.loads_per_minute, d.loads_per_minute, 60_000),
+            connections: self.limit(raw.connections, d.connections, most.connections),
+            loads_per_minute: self.limit(raw.loads_per_minute, d.loads_per_minute, most.loads_per_minute),
         }
     }
 
@@ -518,7 +511,7 @@ impl Builder<'_> {
                 })
             }
         };
-        let bytes = bytes.filter(|&bytes| (1..=1 << 40).contains(&bytes));
+        let bytes = bytes.filter(|&bytes| (1..=Limits::MOST.map_memory).contains(&bytes));
         if bytes.is_none() {
             self.problem(
                 raw.span(),

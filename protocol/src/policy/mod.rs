@@ -9,11 +9,13 @@ mod build;
 pub mod file;
 mod needs;
 pub mod object;
+mod print;
 mod raw;
 pub mod report;
 mod require;
 
 pub use needs::{Need, capabilities, needed};
+pub use print::Toml;
 pub use report::PolicyError;
 pub use require::Machine;
 
@@ -266,6 +268,12 @@ pub enum XdpMode {
     Any,
 }
 
+impl XdpMode {
+    /// All, with their words in a policy.
+    pub const WORDS: [(&'static str, XdpMode); 3] =
+        [("native", XdpMode::Native), ("generic", XdpMode::Generic), ("any", XdpMode::Any)];
+}
+
 /// Which way packets go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
@@ -273,6 +281,12 @@ pub enum Direction {
     Ingress,
     /// Out.
     Egress,
+}
+
+impl Direction {
+    /// All, with their words in a policy.
+    pub const WORDS: [(&'static str, Direction); 2] =
+        [("ingress", Direction::Ingress), ("egress", Direction::Egress)];
 }
 
 /// Where among the programs that are attached already, at the time of attaching.
@@ -367,6 +381,20 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// The upper ends: what the processes can hold. One message carries at most 253 descriptors (SCM_MAX_FD), which
+    /// are maps and programs of one load; a program of over a million instructions is refused by the kernel.
+    pub const MOST: Self = Self {
+        programs: 64,
+        maps: 128,
+        links: 256,
+        instructions: 1_000_000,
+        map_memory: 1 << 40,
+        connections: 4096,
+        loads_per_minute: 60_000,
+    };
+}
+
 /// How long loaded things live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
@@ -410,6 +438,11 @@ pub struct Require {
     pub btf: bool,
     /// Where the table stands; 0 if it is not there.
     pub line: u32,
+}
+
+impl Require {
+    /// No kernel has so high an ABI of landlock yet; a larger number is a mistake.
+    pub const MOST_LANDLOCK: u32 = 1000;
 }
 
 /// Who finds out a client's unit.

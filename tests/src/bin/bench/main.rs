@@ -10,12 +10,14 @@
 //! | `measure` | the measurements |
 //! | `world` | directory, policies, broker, and the processes seen from outside |
 //! | `peers` | the two other processes of the measurements: a client without privilege, and the bare ping-pong |
+//! | `policies` | the measurements of policies, which need no broker |
 //! | `source` | sizes that are read from the source text |
 //! | `table` | the table, and `target/bench.json` |
 #![forbid(unsafe_code)]
 
 mod measure;
 mod peers;
+mod policies;
 mod source;
 mod table;
 mod world;

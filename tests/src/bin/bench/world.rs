@@ -130,6 +130,18 @@ impl World {
         readable(&path, 0o644)
     }
 
+    /// Writes a file of this run, in a directory that nobody else may write.
+    pub(crate) fn file(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let path = self.directory.join(name);
+        if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
+            fs::create_dir(directory).trying(&format!("making {}", directory.display()))?;
+            readable(directory, 0o755)?;
+        }
+        fs::write(&path, text).trying(&format!("writing {}", path.display()))?;
+        readable(&path, 0o644)?;
+        Ok(path)
+    }
+
     fn log_file(&self) -> PathBuf {
         self.directory.join("broker.log")
     }

@@ -1,0 +1,82 @@
+//! Policies: what one decision costs, and reading and checking a thousand files.
+
+use crate::table::Table;
+use crate::world::World;
+use crate::{Result, Trying};
+use bpfgate_protocol::authorize::authorize;
+use bpfgate_protocol::identity::Peer;
+use bpfgate_protocol::messages::helper::Target;
+use bpfgate_protocol::policy::file;
+use std::hint::black_box;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// So many files are read, so many times: the aim is for the whole set.
+const FILES: usize = 1000;
+const READINGS: usize = 9;
+/// Samples, and decisions in each: a single one is shorter than reading the clock.
+const SAMPLES: usize = 200;
+const DECISIONS: u32 = 500;
+
+/// Both measurements, in this process: what the broker does, without the broker.
+pub(crate) fn all(world: &World, table: &mut Table) -> Result<()> {
+    let paths: Vec<PathBuf> = (0..FILES)
+        .map(|app| world.file(&format!("many/app-{app}.toml"), &text(app)))
+        .collect::<Result<_>>()?;
+    let mut times = Vec::new();
+    for _ in 0..READINGS {
+        let start = Instant::now();
+        for path in &paths {
+            black_box(file::read_file(path).trying("reading a policy")?);
+        }
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    let time = table.median("policy_load_ms_1000", "ms", &times);
+    table.row("policy_load_ms_1000", time, 0, 300.0, "");
+    decisions(&paths, table)
+}
+
+/// Who and what, from the last entry of each list: nothing is found sooner.
+fn decisions(paths: &[PathBuf], table: &mut Table) -> Result<()> {
+    let policy = file::read_file(&paths[0]).trying("reading a policy")?;
+    let (object, rules) = policy.objects.iter().next_back().ok_or("the policy has no object")?;
+    let (object, program) = (object.clone(), rules.programs[rules.programs.len() - 1].program.clone());
+    let policy = Arc::new(policy);
+    let peer = Peer { uid: 7, gid: 1, groups: (1000..1032).collect(), ..Peer::default() };
+    let target = Target::Interface("lan123".parse().trying("naming an interface")?);
+    let mut times = Vec::new();
+    for _ in 0..SAMPLES {
+        let start = Instant::now();
+        for _ in 0..DECISIONS {
+            let permit = authorize(black_box(&policy), black_box(&peer));
+            let permit = permit.and_then(|permit| permit.attach(&object, &program, None, black_box(&target)));
+            let _permit = black_box(permit.map_err(|refusal| refusal.why).trying("deciding")?);
+        }
+        times.push(start.elapsed().as_secs_f64() * 1e6 / f64::from(DECISIONS));
+    }
+    let time = table.median("policy_check_us", "us", &times);
+    table.row("policy_check_us", time, 2, 5.0, "authorize, then attach");
+    Ok(())
+}
+
+/// A policy as long as real ones are: 5 roles, 2 objects, 16 rules.
+fn text(app: usize) -> String {
+    let mut text = format!("version = 1\ndescription = \"app {app}\"\n[limits]\nprograms = 16\nlinks = 32\n");
+    for group in 0..4 {
+        text.extend([format!("[[client]]\ngroup = {}\nmaps = [\"m\"]\nmay = [\"maps\"]\n", 2000 + group)]);
+    }
+    text.push_str("[[client]]\nuser = 7\ngroup = 1031\nmay = [\"load\", \"attach\", \"maps\"]\n");
+    for object in ["first", "second"] {
+        text.extend([format!(
+            "[objects.{object}]\npath = \"/usr/lib/app/{object}.bpf.o\"\nsha256 = \"{app:064x}\"\n"
+        )]);
+        for rule in 0..8 {
+            text.extend([format!(
+                "[[objects.{object}.xdp]]\nprogram = \"program_{rule}\"\ninterfaces = [\"eth{rule}\", \"lan*\"]\n"
+            )]);
+        }
+        text.extend([format!("[objects.{object}.maps]\nm = \"frozen\"\ncounters = \"proxy\"\n")]);
+    }
+    text
+}
