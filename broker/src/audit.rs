@@ -22,6 +22,8 @@ pub(crate) struct Audit {
 pub(crate) struct Record<'a> {
     /// As in the reply to the client.
     pub(crate) request: &'a str,
+    /// Which policies were in force.
+    pub(crate) generation: u64,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) pid: i32,
@@ -39,7 +41,19 @@ pub(crate) struct Record<'a> {
 impl<'a> Record<'a> {
     pub(crate) fn of(peer: &Peer, request: &'a str, verb: &'a str, object: &'a str) -> Self {
         let (uid, gid, pid) = (peer.uid, peer.gid, peer.pid);
-        Self { request, uid, gid, pid, app: None, verb, object, verdict: "allowed", by: None, why: None }
+        Self {
+            request,
+            generation: 0,
+            uid,
+            gid,
+            pid,
+            app: None,
+            verb,
+            object,
+            verdict: "allowed",
+            by: None,
+            why: None,
+        }
     }
 }
 

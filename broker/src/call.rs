@@ -38,6 +38,8 @@ pub(crate) enum Call {
     Open { app: Option<AppName>, text: String },
     /// `io.bpfgate.Admin.Status`
     Status,
+    /// `io.bpfgate.Admin.Reload`
+    Reload,
     /// `io.bpfgate.Admin.Instances`
     Instances { app: AppName },
     /// Everything that needs a session.
@@ -91,6 +93,10 @@ impl Frame {
             ("io.bpfgate.Admin", "Status") if admin => {
                 let Empty {} = self.parameters()?;
                 Ok(Call::Status)
+            }
+            ("io.bpfgate.Admin", "Reload") if admin => {
+                let Empty {} = self.parameters()?;
+                Ok(Call::Reload)
             }
             ("io.bpfgate.Admin", "Instances") if admin => {
                 let Open { app } = self.parameters()?;

@@ -7,10 +7,9 @@ use bpfgate_protocol::INNER_VERSION;
 use bpfgate_protocol::channel::{Channel, ChannelError};
 use bpfgate_protocol::messages::helper::{FromHelper, Outcome, Sandbox, ToHelper};
 use bpfgate_protocol::names::{AppName, ObjectName};
-use bpfgate_protocol::policy::{Policy, Sandboxing, file, needed};
+use bpfgate_protocol::policy::{Policy, Sandboxing, needed};
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,7 +35,7 @@ pub(crate) struct Request<T> {
 /// The helper of one app.
 pub(crate) struct Helper<T> {
     pub(crate) app: AppName,
-    /// The policy that it serves; the one that was read last, until it is ready.
+    /// The policy that it has to serve: that of the generation in force.
     pub(crate) policy: Arc<Policy>,
     channel: Option<Channel>,
     /// How it is confined, when it is ready.
@@ -54,7 +53,7 @@ pub(crate) struct Helper<T> {
 
 /// What a helper has to say.
 pub(crate) enum Said<T> {
-    /// It is ready; the policy may be another one than was read before.
+    /// It is ready.
     Ready,
     Answer {
         request: Request<T>,
@@ -62,7 +61,7 @@ pub(crate) enum Said<T> {
         line: Option<u32>,
         fds: Vec<OwnedFd>,
     },
-    /// It serves another policy than the file of now.
+    /// It serves another policy than the one in force.
     Outdated,
     /// It is gone or cannot be used: why, for the log.
     Lost(String),
@@ -194,13 +193,13 @@ impl<T> Helper<T> {
     }
 
     /// One message.
-    pub(crate) fn receive(&mut self, now: Instant, directories: &[PathBuf]) -> Said<T> {
+    pub(crate) fn receive(&mut self, now: Instant) -> Said<T> {
         let Some(channel) = &mut self.channel else { return Said::Nothing };
         let said = match channel.recv::<FromHelper>() {
             Err(ChannelError::NotNow) => return Said::Nothing,
             Err(error) => Said::Lost(error.to_string()),
             Ok((FromHelper::Ready { version, policy, sandbox }, _)) if self.sandbox.is_none() => {
-                match self.accept(version, policy, &sandbox, directories) {
+                match self.accept(version, policy, &sandbox) {
                     Ok(true) => {
                         self.sandbox = Some(sandbox);
                         Said::Ready
@@ -219,23 +218,13 @@ impl<T> Helper<T> {
         said
     }
 
-    /// Whether a helper is what its policy demands; false if that is another policy than the file of now. It may have
-    /// read a newer one than we did.
-    fn accept(
-        &mut self,
-        version: u32,
-        digest: [u8; 32],
-        sandbox: &Sandbox,
-        directories: &[PathBuf],
-    ) -> Result<bool, String> {
+    /// Whether a helper is what its policy demands; false if that is another policy than the one in force.
+    fn accept(&self, version: u32, digest: [u8; 32], sandbox: &Sandbox) -> Result<bool, String> {
         if version != INNER_VERSION {
             return Err(format!("it speaks version {version}, not {INNER_VERSION}"));
         }
         if digest != self.policy.digest {
-            match file::read(directories, &self.app) {
-                Ok(Some(policy)) if policy.digest == digest => self.policy = Arc::new(policy),
-                _ => return Ok(false),
-            }
+            return Ok(false);
         }
         let needed = mask(&needed(&self.policy));
         if sandbox.capabilities != needed {
@@ -286,7 +275,7 @@ mod tests {
             Said::Answer { .. } => "answer".to_owned(),
             Said::Nothing => "nothing".to_owned(),
         };
-        messages.iter().map(|_| word(helper.receive(Instant::now(), &[]))).collect()
+        messages.iter().map(|_| word(helper.receive(Instant::now()))).collect()
     }
 
     fn ready(

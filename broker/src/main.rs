@@ -9,6 +9,7 @@
 mod audit;
 mod call;
 mod connection;
+mod generation;
 mod helpers;
 mod reply;
 mod seccomp;
@@ -17,14 +18,16 @@ mod service;
 mod standalone;
 mod starter;
 
-use crate::server::Doors;
+use crate::generation::Generations;
+use crate::server::{Doors, Parts, Server};
 use crate::starter::Starter;
 use bpfgate_lockdown::{Fatal, Step, capabilities, files, process, syscalls};
 use bpfgate_protocol::messages::helper::Sandbox;
 use bpfgate_protocol::policy::file;
-use bpfgate_systemd::installed::Installed;
 use bpfgate_systemd::manager::Manager;
 use clap::Parser;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use std::path::{Path, PathBuf};
 
 /// The broker of bpfgate: hands eBPF maps to apps that hold no capability.
@@ -76,21 +79,20 @@ fn run(mut arguments: Arguments) -> Result<(), Fatal> {
     // connections are our own.
     process::tame(u64::MAX)?;
     let audit = audit::Audit::open(arguments.audit.as_deref())?;
-    report_policies(&arguments.policies);
+    let generations = Generations::first(&arguments.policies).step("reading /etc/passwd and /etc/group")?;
     let (doors, starter, manager, user) = if arguments.standalone {
         let standalone::Started { listener, spawner, user } = standalone::start(&arguments)?;
-        let starter = Starter::by_spawner(spawner, arguments.policies.clone()).step("the spawner")?;
+        let starter = Starter::by_spawner(spawner).step("the spawner")?;
         (Doors { clients: listener, admin: None }, starter, Manager::none(), Some(user))
     } else {
         let service::Started { clients, admin, manager } = service::start()?;
-        let starter = Starter::by_sockets(service::HELPERS.into(), arguments.policies.clone());
+        let starter = Starter::by_sockets(service::HELPERS.into());
         (Doors { clients, admin }, starter, manager, None)
     };
     capabilities::keep_only(&[], user)?;
     process::not_dumpable()?;
     capabilities::assert_none_in_any_thread()?;
-    let below: Vec<&Path> =
-        arguments.policies.iter().map(PathBuf::as_path).filter(|path| path.is_dir()).collect();
+    let below: Vec<&Path> = generations.directories().filter(|path| path.is_dir()).collect();
     if below.is_empty() {
         log::warn!("none of the policy directories is there: every app is refused until a restart");
     }
@@ -99,21 +101,22 @@ fn run(mut arguments: Arguments) -> Result<(), Fatal> {
     let mut allow: Vec<_> = below.iter().map(|path| files::Allow::Below(path)).collect();
     allow.push(files::Allow::Below(Path::new("/etc")));
     let landlock_abi = files::restrict(&allow, files::Demand::Full)?;
+    let hangups = hangups().step("waiting for SIGHUP")?;
     let uid = nix::unistd::geteuid();
     let seccomp_filters = syscalls::restrict(&seccomp::rows(!arguments.standalone))?;
     let sandbox = Sandbox { landlock_abi, seccomp_filters, capabilities: 0 };
     log::info!("uid {uid}, no capability, landlock ABI {landlock_abi}, {seccomp_filters} seccomp filters");
-    server::Server::new(&arguments, doors, starter, manager, audit, sandbox).step("starting to serve")?.run()
+    let parts = Parts { doors, generations, hangups, starter, manager, audit, sandbox };
+    Server::new(&arguments, parts).step("starting to serve")?.run()
 }
 
-/// Says of every policy that is not in force why, before the first client asks.
-fn report_policies(directories: &[PathBuf]) {
-    for (app, error) in Installed::read(directories).errors() {
-        match app {
-            Some(app) => log::error!("the policy of {app} is not in force:\n{error}"),
-            None => log::error!("{error}"),
-        }
-    }
+/// SIGHUP as something to read: it says that the policies are to be read again. After the start of children, which would
+/// inherit that it is blocked.
+fn hangups() -> nix::Result<SignalFd> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGHUP);
+    signals.thread_block()?;
+    SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
 }
 
 /// Under a service manager lines begin with their priority, and the journal knows the time.

@@ -1,5 +1,6 @@
 //! From outcomes to the bytes that a client reads.
 
+use crate::generation::Change;
 use bpfgate_protocol::hooks::Capability;
 use bpfgate_protocol::inspect::map_type_name;
 use bpfgate_protocol::messages::Bytes;
@@ -160,6 +161,12 @@ pub(crate) fn status<'a>(
         "sandbox": sandbox(own),
         "helpers": helpers.map(helper).collect::<Vec<_>>(),
     }))
+}
+
+/// `Reload` of the administrator's interface.
+pub(crate) fn reloaded(generation: u64, apps: &[(AppName, Change)]) -> Vec<u8> {
+    let app = |(app, change): &(AppName, Change)| json!({ "app": app, "change": change.word() });
+    parameters(&json!({ "generation": generation, "apps": apps.iter().map(app).collect::<Vec<_>>() }))
 }
 
 struct Counter(usize);

@@ -1,9 +1,12 @@
 //! The loop: clients on one side, helpers on the other. It waits for nobody.
 
+mod reload;
+
 use crate::Arguments;
 use crate::audit::{Audit, Record};
 use crate::call::{Call, Frame, Misunderstood, subject};
 use crate::connection::{Connection, End, MAX_REQUEST, Next, Session};
+use crate::generation::Generations;
 use crate::helpers::{Helper, Request, Said};
 use crate::reply;
 use crate::starter::{Attempt, Start, Starter};
@@ -15,10 +18,11 @@ use bpfgate_protocol::messages::SessionId;
 use bpfgate_protocol::messages::helper::{Outcome, Sandbox, ToHelper, Verb};
 use bpfgate_protocol::names::AppName;
 use bpfgate_protocol::policy::{Policy, Right};
-use bpfgate_protocol::refusal::{Class, Refusal, printable};
+use bpfgate_protocol::refusal::{Refusal, printable};
 use bpfgate_systemd::manager::Manager;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::signalfd::SignalFd;
 use nix::sys::socket::{Backlog, getsockopt, listen, sockopt};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
@@ -31,6 +35,7 @@ use std::time::Instant;
 const CLIENTS: u64 = 0;
 const SPAWNER: u64 = 1;
 const ADMIN: u64 = 2;
+const HANGUPS: u64 = 3;
 
 /// The sockets that we listen on.
 pub(crate) struct Doors {
@@ -38,7 +43,19 @@ pub(crate) struct Doors {
     pub(crate) admin: Option<OwnedFd>,
 }
 
-/// One of them.
+/// What the start has made.
+pub(crate) struct Parts {
+    pub(crate) doors: Doors,
+    pub(crate) generations: Generations,
+    /// SIGHUP, to be read.
+    pub(crate) hangups: SignalFd,
+    pub(crate) starter: Starter,
+    pub(crate) manager: Manager,
+    pub(crate) audit: Audit,
+    pub(crate) sandbox: Sandbox,
+}
+
+/// One of the doors.
 struct Door {
     listener: UnixListener,
     name: u64,
@@ -51,6 +68,9 @@ pub(crate) struct Tag {
     /// None: no client waits for the answer (`Close`).
     asker: Option<Asker>,
     subject: String,
+    /// By which it is judged, and in which generation that is in force.
+    policy: Arc<Policy>,
+    generation: u64,
 }
 
 /// A request of a client.
@@ -67,6 +87,10 @@ pub(crate) struct Server {
     manager: Manager,
     pub(crate) sandbox: Sandbox,
     pub(crate) started: Instant,
+    generations: Generations,
+    hangups: SignalFd,
+    /// Administrators who wait for a generation of at least this number.
+    reloading: Vec<(u64, u64)>,
     starter: Starter,
     audit: Audit,
     connections: HashMap<u64, Connection>,
@@ -84,14 +108,8 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) fn new(
-        arguments: &Arguments,
-        doors: Doors,
-        starter: Starter,
-        manager: Manager,
-        audit: Audit,
-        sandbox: Sandbox,
-    ) -> std::io::Result<Self> {
+    pub(crate) fn new(arguments: &Arguments, parts: Parts) -> std::io::Result<Self> {
+        let Parts { doors, generations, hangups, starter, manager, audit, sandbox } = parts;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let mut all = Vec::new();
         for (name, listener) in [(CLIENTS, Some(doors.clients)), (ADMIN, doors.admin)] {
@@ -103,6 +121,7 @@ impl Server {
         if let Some(spawner) = starter.spawner() {
             epoll.add(spawner, EpollEvent::new(EpollFlags::EPOLLIN, SPAWNER))?;
         }
+        epoll.add(&hangups, EpollEvent::new(EpollFlags::EPOLLIN, HANGUPS))?;
         manager.ready("serving")?;
         Ok(Self {
             epoll,
@@ -110,6 +129,9 @@ impl Server {
             manager,
             sandbox,
             started: Instant::now(),
+            generations,
+            hangups,
+            reloading: Vec::new(),
             starter,
             audit,
             connections: HashMap::new(),
@@ -119,7 +141,7 @@ impl Server {
             per_user: HashMap::new(),
             max_connections: arguments.max_connections as usize,
             max_per_user: arguments.max_connections_per_user,
-            last_number: ADMIN,
+            last_number: HANGUPS,
             ready: VecDeque::new(),
             buffer: vec![0; MAX_REQUEST],
         })
@@ -137,6 +159,7 @@ impl Server {
                 match event.data() {
                     door @ (CLIENTS | ADMIN) => self.accept(door),
                     SPAWNER => self.started()?,
+                    HANGUPS => self.hung_up(),
                     number if self.helpers.contains_key(&number) => self.helper_says(number)?,
                     number => self.client_says(number, event.events())?,
                 }
@@ -146,12 +169,13 @@ impl Server {
                     self.requests(number)?;
                 }
             }
+            self.read_on()?;
             self.look_at_the_clock()?;
         }
     }
 
     fn timeout(&self) -> EpollTimeout {
-        if !self.ready.is_empty() {
+        if !self.ready.is_empty() || self.generations.is_reading() {
             return EpollTimeout::ZERO;
         }
         let client = self.deadlines.first().map(|(at, _)| *at);
@@ -245,6 +269,7 @@ impl Server {
         let request = self.audit.request_id();
         if let Ok(peer) = Peer::of(stream.as_fd()) {
             let mut record = Record::of(&peer, &request, "connect", "");
+            record.generation = self.generations.in_force().number;
             (record.verdict, record.why) = (refusal.class.name(), Some(refusal.why.as_str()));
             if let Err(error) = self.audit.write(&record) {
                 log::error!("{error}");
@@ -367,7 +392,8 @@ impl Server {
         let unopened =
             helper.cancel(|tag| tag.asker.as_ref().is_some_and(|asker| asker.connection == number));
         if !unopened {
-            let tag = Tag { asker: None, subject: String::new() };
+            let (policy, generation) = (helper.policy.clone(), self.generations.in_force().number);
+            let tag = Tag { asker: None, subject: String::new(), policy, generation };
             helper.push(Request { message: ToHelper::Close { session: session.id }, tag });
         }
         self.pass_on(helper_number);
@@ -395,6 +421,7 @@ impl Server {
                 }
                 return Ok(());
             }
+            Ok(Call::Reload) => return self.reload(number, frame.oneway),
             Ok(Call::Instances { app }) => {
                 return match self.survey(number, &app, frame.oneway) {
                     Ok(()) => Ok(()),
@@ -447,6 +474,7 @@ impl Server {
         if let Ok(peer) = Peer::of(connection.socket()) {
             let app = connection.session.as_ref().map(|session| session.app.as_str());
             let mut record = Record::of(&peer, &request, verb, about);
+            record.generation = self.generations.in_force().number;
             record.app = app;
             (record.verdict, record.why) = (refusal.class.name(), Some(refusal.why.as_str()));
             record.by = policy.map(|policy| refusal.line.map_or(policy.file.clone(), |line| policy.at(line)));
@@ -473,14 +501,9 @@ impl Server {
         let peer = Peer::of(connection.socket())
             .map_err(|error| no(Refusal::denied(format!("the client cannot be identified: {error}"))))?;
         let now = Instant::now();
-        let policy = match self.starter.policy(&app) {
-            Ok(Some(policy)) => policy,
-            Ok(None) => return Err(no(Refusal::denied("there is no policy for this app"))),
-            Err(error) => return Err(no(Refusal::denied(error.lines().join("; ")))),
-        };
+        let policy = self.policy(&app).map_err(no)?;
         let with = |refusal: Refusal| (refusal, Some(policy.clone()));
         let _early = authorize(&policy, &peer).map_err(with)?;
-        self.make_way(&app, &policy).map_err(with)?;
         let sessions =
             self.helper_of.get(&app).and_then(|n| self.helpers.get(n)).map(|helper| helper.sessions);
         if sessions.is_some_and(|sessions| sessions >= policy.limits.connections) {
@@ -500,7 +523,8 @@ impl Server {
         }
         if let Some(entry) = self.helpers.get_mut(&helper) {
             entry.sessions += 1;
-            let tag = Tag { asker: Some(asker), subject: app.to_string() };
+            let generation = self.generations.in_force().number;
+            let tag = Tag { asker: Some(asker), subject: app.to_string(), policy, generation };
             entry.push(Request { message: ToHelper::Open { session: id }, tag });
         }
         self.pass_on(helper);
@@ -509,11 +533,7 @@ impl Server {
 
     /// Asks a helper what it has, for the administrator. One that does not run is started, if it is behind a socket.
     fn survey(&mut self, number: u64, app: &AppName, oneway: bool) -> Result<(), Refusal> {
-        let policy = match self.starter.policy(app) {
-            Ok(Some(policy)) => policy,
-            Ok(None) => return Err(Refusal::denied("there is no policy for this app")),
-            Err(error) => return Err(Refusal::denied(error.lines().join("; "))),
-        };
+        let policy = self.policy(app)?;
         if !self.helper_of.contains_key(app) {
             self.start_helper(app, &policy, Instant::now())?;
         }
@@ -525,6 +545,8 @@ impl Server {
         let tag = Tag {
             asker: Some(Asker { connection: number, peer, request, oneway }),
             subject: app.to_string(),
+            policy,
+            generation: self.generations.in_force().number,
         };
         if let Some(entry) = self.helpers.get_mut(&helper) {
             entry.push(Request { message: ToHelper::Survey, tag });
@@ -545,24 +567,12 @@ impl Server {
         reply::status(uptime, self.connections.len(), &self.sandbox, helpers)
     }
 
-    /// A helper serves the policy that it read at its start. If the file is another one by now, it ends with its last
-    /// session, and takes no new ones.
-    fn make_way(&mut self, app: &AppName, policy: &Policy) -> Result<(), Refusal> {
-        let Some(&number) = self.helper_of.get(app) else { return Ok(()) };
-        match self.helpers.get(&number) {
-            Some(helper) if helper.policy.digest != policy.digest && helper.was_ready() => {
-                if self.starter.has_sockets() {
-                    return Err(outdated());
-                }
-                if helper.sessions > 0 {
-                    let why = "the policy of this app was changed; its helper ends when the sessions of before have ended";
-                    return Err(Refusal::new(Class::Busy, why));
-                }
-                log::info!("the policy of {app} was changed: its helper ends, and what it kept with it");
-                self.forget_helper(number);
-                Ok(())
-            }
-            _ => Ok(()),
+    /// The policy of an app that is in force.
+    fn policy(&self, app: &AppName) -> Result<Arc<Policy>, Refusal> {
+        match self.generations.in_force().of(app) {
+            Some(Ok(policy)) => Ok(policy.clone()),
+            Some(Err(error)) => Err(Refusal::denied(error.lines().join("; "))),
+            None => Err(Refusal::denied("there is no policy for this app")),
         }
     }
 
@@ -611,7 +621,8 @@ impl Server {
         early(helper, permit, &verb).map_err(|refusal| (refusal, Some(permit.policy().clone())))?;
         let request = self.audit.request_id();
         let asker = Asker { connection: number, peer: session.peer.clone(), request, oneway };
-        let tag = Tag { asker: Some(asker), subject: subject(&verb) };
+        let (policy, generation) = (permit.policy().clone(), self.generations.in_force().number);
+        let tag = Tag { asker: Some(asker), subject: subject(&verb), policy, generation };
         let message = ToHelper::Ask { session: session.id, verb };
         helper.push(Request { message, tag });
         connection.busy = true;
@@ -654,7 +665,7 @@ impl Server {
 
     fn helper_says(&mut self, number: u64) -> Result<(), Fatal> {
         let Some(helper) = self.helpers.get_mut(&number) else { return Ok(()) };
-        match helper.receive(Instant::now(), self.starter.directories()) {
+        match helper.receive(Instant::now()) {
             Said::Nothing => Ok(()),
             Said::Ready => {
                 let app = helper.app.clone();
@@ -664,10 +675,15 @@ impl Server {
                 Ok(())
             }
             Said::Lost(why) => self.lost(number, &why),
-            Said::Outdated if self.starter.has_sockets() => {
-                self.lost_because(number, "it serves the policy of before", &outdated())
+            Said::Outdated => {
+                let refusal = self.outdated();
+                self.lost_because(
+                    number,
+                    "it serves another policy than the one in force",
+                    &refusal,
+                    Farewell::None,
+                )
             }
-            Said::Outdated => self.lost(number, "it serves another policy than the one in force"),
             Said::Answer { request, outcome, line, fds } => {
                 self.answered(number, request, outcome, line, fds)?;
                 self.pass_on(number);
@@ -684,12 +700,13 @@ impl Server {
         line: Option<u32>,
         mut fds: Vec<OwnedFd>,
     ) -> Result<(), Fatal> {
-        let Request { message, tag: Tag { asker, subject } } = request;
+        let Request { message, tag: Tag { asker, subject, policy, generation } } = request;
         let Some(Asker { connection, peer, request, oneway }) = asker else { return Ok(()) };
         let Some(helper) = self.helpers.get_mut(&number) else { return Ok(()) };
         let mut record = Record::of(&peer, &request, message.row().name, &subject);
         record.app = Some(helper.app.as_str());
-        record.by = Some(line.map_or(helper.policy.file.clone(), |line| helper.policy.at(line)));
+        record.generation = generation;
+        record.by = Some(line.map_or(policy.file.clone(), |line| policy.at(line)));
         if let Outcome::Refused { refusal, .. } = &outcome {
             (record.verdict, record.why) = (refusal.class.name(), Some(refusal.why.as_str()));
         }
@@ -699,7 +716,6 @@ impl Server {
         {
             helper.remember(instance.0, object.clone());
         }
-        let policy = helper.policy.clone();
         // The client may be gone: then its session is closed already, and the descriptors end here.
         let Some(entry) = self.connections.get_mut(&connection) else { return Ok(()) };
         entry.busy = false;
@@ -745,17 +761,27 @@ impl Server {
         let refusal = Refusal::helper(format!(
             "the helper of this app has ended or did not start; the {place} says why"
         ));
-        self.lost_because(number, why, &refusal)
+        log::error!(
+            "helper of {}: {why}",
+            self.helpers.get(&number).map_or("?", |helper| helper.app.as_str())
+        );
+        self.lost_because(number, why, &refusal, Farewell::None)
     }
 
-    fn lost_because(&mut self, number: u64, why: &str, refusal: &Refusal) -> Result<(), Fatal> {
+    fn lost_because(
+        &mut self,
+        number: u64,
+        why: &str,
+        refusal: &Refusal,
+        farewell: Farewell,
+    ) -> Result<(), Fatal> {
         let Some(helper) = self.forget_helper(number) else { return Ok(()) };
         let app = helper.app.clone();
-        log::error!("helper of {app}: {why}");
         let mut told = Vec::new();
         for Request { message, tag } in helper.into_requests() {
             let Some(Asker { connection, peer, request, oneway }) = tag.asker else { continue };
             let mut record = Record::of(&peer, &request, message.row().name, &tag.subject);
+            record.generation = tag.generation;
             record.app = Some(app.as_str());
             (record.verdict, record.why) = (refusal.class.name(), Some(why));
             self.audit.write(&record)?;
@@ -771,6 +797,9 @@ impl Server {
             |connection: &Connection| connection.session.as_ref().is_some_and(|session| session.app == app);
         let ended: Vec<u64> = self.connections.iter().filter(|(_, c)| is_its(c)).map(|(n, _)| *n).collect();
         for number in ended {
+            if farewell == Farewell::Said && !told.contains(&number) {
+                self.say_farewell(number, refusal)?;
+            }
             if let Some(connection) = self.connections.get_mut(&number) {
                 connection.busy = false;
                 connection.closing = true;
@@ -786,11 +815,11 @@ impl Server {
     }
 }
 
-/// The file is not what the running helper has read.
-fn outdated() -> Refusal {
-    let why =
-        "the policy of this app was changed and is not in force yet: `bpfgate policy apply` puts it in force";
-    Refusal::new(Class::Busy, why)
+/// Whether clients that wait for nothing are told why their session ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Farewell {
+    Said,
+    None,
 }
 
 /// The early check: the same one that the helper makes, to answer at once and to say why. What it cannot know here

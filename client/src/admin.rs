@@ -90,6 +90,26 @@ pub struct Survey {
     pub instances: Vec<SurveyedInstance>,
 }
 
+/// What a reload means for one app.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Reloaded {
+    /// Which.
+    pub app: String,
+    /// `new`, `changed`, `removed` or `invalid`.
+    pub change: String,
+}
+
+/// A reload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Reload {
+    /// The number of the policies that are in force now.
+    pub generation: u64,
+    /// Whose policy is another one than before.
+    pub apps: Vec<Reloaded>,
+}
+
 /// A connection to the broker's socket for administrators.
 pub struct Admin {
     connection: Connection,
@@ -110,6 +130,13 @@ impl Admin {
         let (status, fds) = self.connection.call("io.bpfgate.Admin.Status", &Nothing {})?;
         fds.finish()?;
         Ok(status)
+    }
+
+    /// Has all policies read again; returns when they are in force.
+    pub fn reload(&mut self) -> Result<Reload, Error> {
+        let (reload, fds) = self.connection.call("io.bpfgate.Admin.Reload", &Nothing {})?;
+        fds.finish()?;
+        Ok(reload)
     }
 
     /// What the helper of an app has loaded and attached. It is started if it does not run.

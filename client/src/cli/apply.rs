@@ -11,6 +11,7 @@ use super::Outcome;
 use super::failure::{Failure, complain, say};
 use super::output::{self, Style};
 use super::policy::INVALID;
+use bpfgate_client::admin::Admin;
 use bpfgate_protocol::names::AppName;
 use bpfgate_protocol::policy::file::DIRECTORIES;
 use bpfgate_systemd::generate::drop_ins;
@@ -34,11 +35,13 @@ pub(crate) fn run(dry_run: bool, style: Style) -> Outcome {
         return Err(Failure::Failed(why.into()));
     }
     if !manager::is_running() {
-        let why = "systemd does not run here, so there is nothing to apply to; a broker with --standalone reads changed policies by itself";
+        let why = "systemd does not run here, so there is nothing to apply to; a broker with --standalone takes SIGHUP";
         return Err(Failure::Failed(why.into()));
     }
     let directories = DIRECTORIES.map(PathBuf::from);
-    let installed = Installed::read(&directories);
+    let installed = Installed::read(&directories).map_err(|error| {
+        Failure::Failed(format!("no policy can be judged: /etc/passwd or /etc/group: {error}"))
+    })?;
     let (texts, warnings) = drop_ins(&installed, &Layout::here());
     if style == Style::Table {
         tell_what_is_wrong(&installed, &warnings);
@@ -112,6 +115,8 @@ fn apply(changes: &[Change], wanted: &BTreeMap<AppName, Wanted>) -> Result<(), F
                    generator is of another version; nothing was restarted, run `bpfgate policy apply` again";
         return Err(Failure::Failed(why.into()));
     }
+    // The helpers that are restarted next read what is in force now.
+    Admin::connect(None)?.reload()?;
     // All of one kind at a time: systemd starts them side by side.
     let sockets = units(&|change| change.listen, socket_unit);
     let restarts = units(&|change| change.restart, service_unit);

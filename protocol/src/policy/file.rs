@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 /// A policy file is at most so many bytes: a thousand rules are a tenth of it.
 pub const MAX_FILE: u64 = 256 * 1024;
@@ -114,19 +114,30 @@ fn open_step(at: BorrowedFd<'_>, part: &std::ffi::OsStr, flags: OFlag) -> Result
 /// Reads the policy of one app: the file `APP.toml` of the first directory that has one.
 /// `Ok(None)`: no directory has one.
 pub fn read(directories: &[impl AsRef<Path>], app: &AppName) -> Result<Option<Policy>, PolicyError> {
-    for directory in directories {
-        let path = directory.as_ref().join(format!("{app}.toml"));
-        // A link or anything else of that name counts as there: it is refused, not passed over.
-        match std::fs::symlink_metadata(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            _ => return read_file(&path).map(Some),
-        }
-    }
-    Ok(None)
+    find(directories, app).map(|path| read_file(&path)).transpose()
+}
+
+/// The path that counts for an app: that of the first directory that has something of its name. A link or anything
+/// else counts as there: it is refused, not passed over.
+pub fn find(directories: &[impl AsRef<Path>], app: &AppName) -> Option<PathBuf> {
+    let there = |path: &PathBuf| {
+        std::fs::symlink_metadata(path).map_or_else(|error| error.kind() != io::ErrorKind::NotFound, |_| true)
+    };
+    directories.iter().map(|directory| directory.as_ref().join(format!("{app}.toml"))).find(there)
 }
 
 /// Reads one policy file, which root alone can have written.
 pub fn read_file(path: &Path) -> Result<Policy, PolicyError> {
+    read_file_with(path, &accounts_for(&path.display().to_string())?)
+}
+
+fn accounts_for(name: &str) -> Result<Accounts, PolicyError> {
+    let fail = |e| format!("the policy file cannot be judged: /etc/passwd or /etc/group: {e}");
+    Accounts::read().map_err(|e| PolicyError::of_file(name, fail(e), None))
+}
+
+/// The same, with accounts that were read before: for many files.
+pub fn read_file_with(path: &Path, accounts: &Accounts) -> Result<Policy, PolicyError> {
     let name = path.display().to_string();
     let fail = |why: String| {
         let help =
@@ -134,7 +145,7 @@ pub fn read_file(path: &Path) -> Result<Policy, PolicyError> {
         PolicyError::of_file(&name, format!("the policy file {why}"), Some(help))
     };
     let (fd, _) = open_trusted(path).map_err(fail)?;
-    parse_open(&name, fd)
+    Policy::parse(&name, &text(&name, fd)?, accounts)
 }
 
 /// Reads a policy file whoever owns it: to check one before it is installed. Never to decide anything.
@@ -146,10 +157,11 @@ pub fn read_untrusted(path: &Path) -> Result<Policy, PolicyError> {
     if !file.metadata().map_err(fail)?.is_file() {
         return Err(PolicyError::of_file(&name, "the policy file is not a regular file", None));
     }
-    parse_open(&name, file.into())
+    let text = text(&name, file.into())?;
+    Policy::parse(&name, &text, &accounts_for(&name)?)
 }
 
-fn parse_open(name: &str, fd: OwnedFd) -> Result<Policy, PolicyError> {
+fn text(name: &str, fd: OwnedFd) -> Result<String, PolicyError> {
     let fail = |why: String| PolicyError::of_file(name, format!("the policy file {why}"), None);
     let mut bytes = Vec::new();
     let read = File::from(fd).take(MAX_FILE + 1).read_to_end(&mut bytes);
@@ -157,10 +169,7 @@ fn parse_open(name: &str, fd: OwnedFd) -> Result<Policy, PolicyError> {
     if bytes.len() as u64 > MAX_FILE {
         return Err(fail(format!("is larger than {MAX_FILE} bytes")));
     }
-    let text = String::from_utf8(bytes).map_err(|_| fail("is not UTF-8 text".into()))?;
-    let accounts =
-        Accounts::read().map_err(|e| fail(format!("cannot be judged: /etc/passwd or /etc/group: {e}")))?;
-    Policy::parse(name, &text, &accounts)
+    String::from_utf8(bytes).map_err(|_| fail("is not UTF-8 text".into()))
 }
 
 #[cfg(test)]
