@@ -185,24 +185,6 @@ impl Frame {
     }
 }
 
-/// The verb and what it is about, for the audit record.
-pub(crate) fn subject(request: &Verb) -> String {
-    match request {
-        Verb::Load { object, programs, .. } => {
-            let names: Vec<&str> =
-                programs.iter().map(bpfgate_protocol::names::ProgramName::as_str).collect();
-            format!("{object} {}", names.join(" ")).trim_end().to_owned()
-        }
-        Verb::Attach { instance, program, target, .. } => format!("{}/{program} to {target}", instance.0),
-        Verb::Detach { link, .. } => format!("link {}", link.0),
-        Verb::Unload { instance, .. } => format!("instance {}", instance.0),
-        Verb::Map { instance, map, .. } | Verb::ReadMap { instance, map, .. } => {
-            format!("{}/{map}", instance.0)
-        }
-        Verb::List => String::new(),
-    }
-}
-
 fn named<T: TryFrom<String, Error = NameError>>(field: &str, text: String) -> Result<T, Refusal> {
     T::try_from(text).map_err(|error| invalid(format!("{field}: {error}")))
 }

@@ -43,8 +43,8 @@ pub(crate) struct Helper<T> {
     behind_socket: bool,
     queue: VecDeque<Request<T>>,
     waiting: VecDeque<Request<T>>,
-    /// Objects by instance, as far as they are remembered.
-    objects: BTreeMap<u64, ObjectName>,
+    /// Objects and the digests of their files by instance, as far as they are remembered.
+    objects: BTreeMap<u64, (ObjectName, [u8; 32])>,
     pub(crate) sessions: u32,
     deadline: Option<Instant>,
     /// When to try again to send what could not be sent.
@@ -181,15 +181,20 @@ impl<T> Helper<T> {
         self.waiting.into_iter().chain(self.queue)
     }
 
-    pub(crate) fn remember(&mut self, instance: u64, object: ObjectName) {
+    pub(crate) fn remember(&mut self, instance: u64, object: ObjectName, digest: [u8; 32]) {
         if self.objects.len() >= MAX_INSTANCES {
             self.objects.pop_first();
         }
-        self.objects.insert(instance, object);
+        self.objects.insert(instance, (object, digest));
     }
 
     pub(crate) fn object(&self, instance: u64) -> Option<&ObjectName> {
-        self.objects.get(&instance)
+        self.objects.get(&instance).map(|(object, _)| object)
+    }
+
+    /// The digest of the file that an instance was loaded from.
+    pub(crate) fn digest(&self, instance: u64) -> Option<&[u8; 32]> {
+        self.objects.get(&instance).map(|(_, digest)| digest)
     }
 
     /// One message.

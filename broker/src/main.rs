@@ -18,6 +18,7 @@ mod service;
 mod standalone;
 mod starter;
 
+use crate::audit::Audit;
 use crate::generation::Generations;
 use crate::server::{Doors, Parts, Server};
 use crate::starter::Starter;
@@ -58,9 +59,12 @@ struct Arguments {
     /// Connections of one user at a time
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
     max_connections_per_user: u32,
-    /// File for audit records, appended to [default: standard output]
-    #[arg(long, value_name = "PATH")]
-    audit: Option<PathBuf>,
+    /// Where audit records go: a file, which is appended to, `journal`, or `-` for standard output
+    /// [default: journal, with --standalone -]
+    ///
+    /// The file stays open: for logrotate say copytruncate.
+    #[arg(long, value_name = "PATH", verbatim_doc_comment)]
+    audit: Option<String>,
 }
 
 fn main() {
@@ -78,7 +82,8 @@ fn run(mut arguments: Arguments) -> Result<(), Fatal> {
     // As many descriptors as there may be: those that clients have not read yet count too, and the limits on
     // connections are our own.
     process::tame(u64::MAX)?;
-    let audit = audit::Audit::open(arguments.audit.as_deref())?;
+    let place = arguments.audit.as_deref().unwrap_or(if arguments.standalone { "-" } else { "journal" });
+    let audit = Audit::open(&place.into())?;
     let generations = Generations::first(&arguments.policies).step("reading /etc/passwd and /etc/group")?;
     let (doors, starter, manager, user) = if arguments.standalone {
         let standalone::Started { listener, spawner, user } = standalone::start(&arguments)?;

@@ -88,7 +88,7 @@ pub(crate) fn outcome(outcome: &Outcome) -> Vec<u8> {
     parameters(&match outcome {
         // A refusal has its own reply.
         Outcome::Done | Outcome::Refused { .. } => json!({}),
-        Outcome::Loaded { instance, programs, maps } => {
+        Outcome::Loaded { instance, programs, maps, .. } => {
             let programs: Vec<Value> = programs.iter().map(|p| program(p, &mut fds)).collect();
             let maps: Vec<Value> = maps.iter().map(|m| map(m, &mut fds)).collect();
             json!({ "instance": instance.0, "programs": programs, "maps": maps })

@@ -3,8 +3,8 @@
 mod reload;
 
 use crate::Arguments;
-use crate::audit::{Audit, Record};
-use crate::call::{Call, Frame, Misunderstood, subject};
+use crate::audit::{Audit, Record, Subject};
+use crate::call::{Call, Frame, Misunderstood};
 use crate::connection::{Connection, End, MAX_REQUEST, Next, Session};
 use crate::generation::Generations;
 use crate::helpers::{Helper, Request, Said};
@@ -19,6 +19,7 @@ use bpfgate_protocol::messages::helper::{Outcome, Sandbox, ToHelper, Verb};
 use bpfgate_protocol::names::AppName;
 use bpfgate_protocol::policy::{Policy, Right};
 use bpfgate_protocol::refusal::{Refusal, printable};
+use bpfgate_systemd::grants::hex;
 use bpfgate_systemd::manager::Manager;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -67,7 +68,7 @@ struct Door {
 pub(crate) struct Tag {
     /// None: no client waits for the answer (`Close`).
     asker: Option<Asker>,
-    subject: String,
+    subject: Subject,
     /// By which it is judged, and in which generation that is in force.
     policy: Arc<Policy>,
     generation: u64,
@@ -180,8 +181,8 @@ impl Server {
         }
         let client = self.deadlines.first().map(|(at, _)| *at);
         let helper = self.helpers.values().flat_map(|h| h.deadline().into_iter().chain(h.retry())).min();
-        let beat = self.manager.next_beat();
-        let Some(next) = client.into_iter().chain(helper).chain(beat).min() else {
+        let others = self.manager.next_beat().into_iter().chain(self.audit.due());
+        let Some(next) = client.into_iter().chain(helper).chain(others).min() else {
             return EpollTimeout::NONE;
         };
         let wait = next.saturating_duration_since(Instant::now()).as_millis() + 1;
@@ -191,6 +192,7 @@ impl Server {
     fn look_at_the_clock(&mut self) -> Result<(), Fatal> {
         let now = Instant::now();
         self.manager.beat(now).step("the service manager")?;
+        self.audit.summarize(now)?;
         while let Some(&(at, number)) = self.deadlines.first().filter(|(at, _)| *at <= now) {
             self.deadlines.remove(&(at, number));
             let Some(connection) = self.connections.get_mut(&number) else { continue };
@@ -268,9 +270,9 @@ impl Server {
     fn refuse_at_the_door(&mut self, stream: &OwnedFd, refusal: &Refusal) {
         let request = self.audit.request_id();
         if let Ok(peer) = Peer::of(stream.as_fd()) {
-            let mut record = Record::of(&peer, &request, "connect", "");
-            record.generation = self.generations.in_force().number;
-            (record.verdict, record.why) = (refusal.class.name(), Some(refusal.why.as_str()));
+            let generation = self.generations.in_force().number;
+            let mut record = Record::of(&peer, &request, generation, "connect", Subject::default());
+            record.refused(refusal);
             if let Err(error) = self.audit.write(&record) {
                 log::error!("{error}");
             }
@@ -323,7 +325,7 @@ impl Server {
             }
             Next::TooLong => {
                 let refusal = Refusal::invalid(format!("a request is longer than {MAX_REQUEST} bytes"));
-                self.refuse(number, &refusal, false, "?", "", None)?;
+                self.refuse(number, &refusal, false, "?", Subject::default(), None)?;
                 self.close_after_reply(number);
             }
             Next::Nothing => {}
@@ -393,7 +395,7 @@ impl Server {
             helper.cancel(|tag| tag.asker.as_ref().is_some_and(|asker| asker.connection == number));
         if !unopened {
             let (policy, generation) = (helper.policy.clone(), self.generations.in_force().number);
-            let tag = Tag { asker: None, subject: String::new(), policy, generation };
+            let tag = Tag { asker: None, subject: Subject::default(), policy, generation };
             helper.push(Request { message: ToHelper::Close { session: session.id }, tag });
         }
         self.pass_on(helper_number);
@@ -405,7 +407,7 @@ impl Server {
         let frame = match Frame::parse(bytes) {
             Ok(frame) => frame,
             Err(refusal) => {
-                self.refuse(number, &refusal, false, "?", "", None)?;
+                self.refuse(number, &refusal, false, "?", Subject::default(), None)?;
                 self.close_after_reply(number);
                 return Ok(());
             }
@@ -425,30 +427,33 @@ impl Server {
             Ok(Call::Instances { app }) => {
                 return match self.survey(number, &app, frame.oneway) {
                     Ok(()) => Ok(()),
-                    Err(refusal) => self.refuse(number, &refusal, frame.oneway, "Survey", app.as_str(), None),
+                    Err(refusal) => {
+                        let about = Subject::plain(app.as_str());
+                        self.refuse(number, &refusal, frame.oneway, "Survey", about, None)
+                    }
                 };
             }
             Ok(Call::Description { interface }) => reply::description(&interface),
             Err(Misunderstood::Standard(name, parameters)) => reply::standard(name, &parameters),
             Err(Misunderstood::Refusal(refusal)) => {
                 let verb = printable(frame.split().1, 30);
-                return self.refuse(number, &refusal, frame.oneway, &verb, "", None);
+                return self.refuse(number, &refusal, frame.oneway, &verb, Subject::default(), None);
             }
             Ok(Call::Open { app, text }) => {
                 return match self.open(number, app, frame.oneway) {
                     Ok(()) => Ok(()),
                     Err((refusal, policy)) => {
-                        let text = printable(&text, 64);
-                        self.refuse(number, &refusal, frame.oneway, "Open", &text, policy.as_deref())
+                        let about = Subject::plain(printable(&text, 64));
+                        self.refuse(number, &refusal, frame.oneway, "Open", about, policy.as_deref())
                     }
                 };
             }
             Ok(Call::Verb(verb)) => {
-                let (name, about) = (printable(frame.split().1, 30), subject(&verb));
+                let (name, subject) = (printable(frame.split().1, 30), self.subject(number, &verb));
                 return match self.verb(number, verb, frame.oneway) {
                     Ok(()) => Ok(()),
                     Err((refusal, policy)) => {
-                        self.refuse(number, &refusal, frame.oneway, &name, &about, policy.as_deref())
+                        self.refuse(number, &refusal, frame.oneway, &name, subject, policy.as_deref())
                     }
                 };
             }
@@ -459,6 +464,12 @@ impl Server {
         Ok(())
     }
 
+    fn subject(&self, number: u64, verb: &Verb) -> Subject {
+        let session = self.connections.get(&number).and_then(|connection| connection.session.as_ref());
+        let helper = session.and_then(|session| self.helpers.get(self.helper_of.get(&session.app)?));
+        helper.map_or_else(|| Subject::of(verb), |helper| subject(helper, verb))
+    }
+
     /// Answers no, with a record.
     fn refuse(
         &mut self,
@@ -466,17 +477,17 @@ impl Server {
         refusal: &Refusal,
         oneway: bool,
         verb: &str,
-        about: &str,
+        subject: Subject,
         policy: Option<&Policy>,
     ) -> Result<(), Fatal> {
         let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
         let request = self.audit.request_id();
         if let Ok(peer) = Peer::of(connection.socket()) {
             let app = connection.session.as_ref().map(|session| session.app.as_str());
-            let mut record = Record::of(&peer, &request, verb, about);
-            record.generation = self.generations.in_force().number;
+            let generation = self.generations.in_force().number;
+            let mut record = Record::of(&peer, &request, generation, verb, subject);
             record.app = app;
-            (record.verdict, record.why) = (refusal.class.name(), Some(refusal.why.as_str()));
+            record.refused(refusal);
             record.by = policy.map(|policy| refusal.line.map_or(policy.file.clone(), |line| policy.at(line)));
             self.audit.write(&record)?;
         }
@@ -524,7 +535,7 @@ impl Server {
         if let Some(entry) = self.helpers.get_mut(&helper) {
             entry.sessions += 1;
             let generation = self.generations.in_force().number;
-            let tag = Tag { asker: Some(asker), subject: app.to_string(), policy, generation };
+            let tag = Tag { asker: Some(asker), subject: Subject::plain(app.as_str()), policy, generation };
             entry.push(Request { message: ToHelper::Open { session: id }, tag });
         }
         self.pass_on(helper);
@@ -544,7 +555,7 @@ impl Server {
         let helper = self.helper_of[app];
         let tag = Tag {
             asker: Some(Asker { connection: number, peer, request, oneway }),
-            subject: app.to_string(),
+            subject: Subject::plain(app.as_str()),
             policy,
             generation: self.generations.in_force().number,
         };
@@ -622,7 +633,8 @@ impl Server {
         let request = self.audit.request_id();
         let asker = Asker { connection: number, peer: session.peer.clone(), request, oneway };
         let (policy, generation) = (permit.policy().clone(), self.generations.in_force().number);
-        let tag = Tag { asker: Some(asker), subject: subject(&verb), policy, generation };
+        let subject = subject(helper, &verb);
+        let tag = Tag { asker: Some(asker), subject, policy, generation };
         let message = ToHelper::Ask { session: session.id, verb };
         helper.push(Request { message, tag });
         connection.busy = true;
@@ -700,22 +712,25 @@ impl Server {
         line: Option<u32>,
         mut fds: Vec<OwnedFd>,
     ) -> Result<(), Fatal> {
-        let Request { message, tag: Tag { asker, subject, policy, generation } } = request;
+        let Request { message, tag: Tag { asker, mut subject, policy, generation } } = request;
         let Some(Asker { connection, peer, request, oneway }) = asker else { return Ok(()) };
         let Some(helper) = self.helpers.get_mut(&number) else { return Ok(()) };
-        let mut record = Record::of(&peer, &request, message.row().name, &subject);
+        subject.add(&outcome);
+        if let (
+            Outcome::Loaded { instance, digest, .. },
+            ToHelper::Ask { verb: Verb::Load { object, .. }, .. },
+        ) = (&outcome, &message)
+        {
+            helper.remember(instance.0, object.clone(), *digest);
+            subject.digest = Some(hex(digest));
+        }
+        let mut record = Record::of(&peer, &request, generation, message.row().name, subject);
         record.app = Some(helper.app.as_str());
-        record.generation = generation;
         record.by = Some(line.map_or(policy.file.clone(), |line| policy.at(line)));
         if let Outcome::Refused { refusal, .. } = &outcome {
-            (record.verdict, record.why) = (refusal.class.name(), Some(refusal.why.as_str()));
+            record.refused(refusal);
         }
         self.audit.write(&record)?;
-        if let (Outcome::Loaded { instance, .. }, ToHelper::Ask { verb: Verb::Load { object, .. }, .. }) =
-            (&outcome, &message)
-        {
-            helper.remember(instance.0, object.clone());
-        }
         // The client may be gone: then its session is closed already, and the descriptors end here.
         let Some(entry) = self.connections.get_mut(&connection) else { return Ok(()) };
         entry.busy = false;
@@ -780,8 +795,7 @@ impl Server {
         let mut told = Vec::new();
         for Request { message, tag } in helper.into_requests() {
             let Some(Asker { connection, peer, request, oneway }) = tag.asker else { continue };
-            let mut record = Record::of(&peer, &request, message.row().name, &tag.subject);
-            record.generation = tag.generation;
+            let mut record = Record::of(&peer, &request, tag.generation, message.row().name, tag.subject);
             record.app = Some(app.as_str());
             (record.verdict, record.why) = (refusal.class.name(), Some(why));
             self.audit.write(&record)?;
@@ -813,6 +827,16 @@ impl Server {
         }
         Ok(())
     }
+}
+
+/// What a request is about, as far as it is known here.
+fn subject(helper: &Helper<Tag>, verb: &Verb) -> Subject {
+    let mut subject = Subject::of(verb);
+    if let Some(instance) = subject.instance {
+        subject.object = helper.object(instance).map(ToString::to_string);
+        subject.digest = helper.digest(instance).map(|digest| hex(digest));
+    }
+    subject
 }
 
 /// Whether clients that wait for nothing are told why their session ends.

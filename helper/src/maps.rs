@@ -24,9 +24,10 @@ impl Map {
     }
 
     pub(crate) fn info(&self, access: Access, cpus: PossibleCpus) -> Result<MapInfo, Refusal> {
-        let uapi::MapInfo { map_type, key_size, value_size, max_entries, .. } = *self.open(cpus)?.info();
+        let uapi::MapInfo { id: number, map_type, key_size, value_size, max_entries, .. } =
+            *self.open(cpus)?.info();
         let (name, fd) = (self.name.clone(), access.hands_over());
-        Ok(MapInfo { name, map_type, key_size, value_size, max_entries, access, fd })
+        Ok(MapInfo { name, number, map_type, key_size, value_size, max_entries, access, fd })
     }
 
     /// Makes the map what `access` says before its descriptor may leave. A descriptor that is only opened read-only

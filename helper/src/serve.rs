@@ -294,7 +294,7 @@ impl State {
         let with_fd = programs.iter().enumerate().filter(|(_, info)| info.fd);
         let mut fds: Vec<Lend> = with_fd.map(|(place, _)| Lend::Program(id, place)).collect();
         fds.extend(lent.into_iter().map(|place| Lend::Map(id, place)));
-        let outcome = Outcome::Loaded { instance: id, programs, maps: infos };
+        let outcome = Outcome::Loaded { instance: id, digest: instance.digest, programs, maps: infos };
         Ok(Done { outcome, line: Some(load.line()), fds })
     }
 

@@ -10,8 +10,10 @@
 //! | [`inspect`] | what the helper checks in maps and instructions before it asks the kernel |
 //! | [`hooks`] | one row per kind of program |
 //! | [`identity`] | who a connected client is, as the kernel says |
+//! | [`audit`] | what audit records are known by |
 #![deny(unsafe_code)]
 
+pub mod audit;
 pub mod authorize;
 pub mod channel;
 pub mod codec;
@@ -37,7 +39,7 @@ pub const ADMIN_SOCKET: &str = "/run/bpfgate/io.bpfgate.Admin";
 pub const DEFAULT_SOCKET: &str = "/run/bpfgate/io.bpfgate";
 
 /// The version of the inner channels; broker, helper and loader of different versions refuse each other.
-pub const INNER_VERSION: u32 = 3;
+pub const INNER_VERSION: u32 = 4;
 
 #[cfg(test)]
 mod tests {

@@ -214,7 +214,7 @@ impl Gate {
 
     /// The audit records of one app; refused connections name it as what was asked for.
     pub fn audit_of(&self, app: &str) -> Vec<Value> {
-        let is_its = |record: &Value| record["app"] == app || record["object"] == app;
+        let is_its = |record: &Value| record["app"] == app || record["about"] == app;
         self.audit().into_iter().filter(is_its).collect()
     }
 

@@ -1,7 +1,7 @@
 //! A reload: somebody says so, the policies are read beside the serving, and then they are in force, all at once.
 
 use super::{Farewell, Server};
-use crate::audit::Record;
+use crate::audit::{Record, Subject};
 use crate::generation::Change;
 use crate::reply;
 use bpfgate_lockdown::Fatal;
@@ -33,7 +33,14 @@ impl Server {
             Err(error) => {
                 let why =
                     format!("the policies in force stay: /etc/passwd or /etc/group cannot be read: {error}");
-                return self.refuse(number, &Refusal::helper(why), oneway, "Reload", "", None);
+                return self.refuse(
+                    number,
+                    &Refusal::helper(why),
+                    oneway,
+                    "Reload",
+                    Subject::default(),
+                    None,
+                );
             }
         }
         Ok(())
@@ -80,10 +87,10 @@ impl Server {
         let request = self.audit.request_id();
         let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
         if let Some(session) = &connection.session {
-            let mut record = Record::of(&session.peer, &request, "End", "");
-            record.generation = self.generations.in_force().number;
+            let generation = self.generations.in_force().number;
+            let mut record = Record::of(&session.peer, &request, generation, "End", Subject::default());
             record.app = Some(session.app.as_str());
-            (record.verdict, record.why) = (refusal.class.name(), Some(refusal.why.as_str()));
+            record.refused(refusal);
             self.audit.write(&record)?;
         }
         connection.push(reply::refusal(refusal, &request, ""), Vec::new());

@@ -3,6 +3,7 @@
 mod apply;
 mod args;
 mod attach;
+mod audit;
 mod exec;
 mod failure;
 mod load;
@@ -52,6 +53,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Policy { command: PolicyCommand::Apply { dry_run, style } } => {
             apply::run(*dry_run, style.into())
         }
+        Command::Audit(args) => audit::run(args).map(|()| ExitCode::SUCCESS),
         Command::Status { style } => status::run(socket, style.into()),
     };
     outcome.unwrap_or_else(Failure::report)

@@ -258,6 +258,8 @@ pub struct ProgramInfo {
 pub struct MapInfo {
     /// Its name.
     pub name: MapName,
+    /// The kernel's number of it.
+    pub number: u32,
     /// `enum bpf_map_type`.
     pub map_type: u32,
     /// Bytes.
@@ -311,6 +313,8 @@ pub enum Outcome {
     Loaded {
         /// The instance.
         instance: InstanceId,
+        /// SHA-256 of the file that it was loaded from.
+        digest: [u8; 32],
         /// Its programs.
         programs: Vec<ProgramInfo>,
         /// Its maps.
