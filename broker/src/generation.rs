@@ -9,12 +9,12 @@ use bpfgate_protocol::policy::{Policy, PolicyError};
 use bpfgate_systemd::installed::{Installed, Reading};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long to read before clients get their turn again. A policy of a thousand rules takes it alone.
-const SLICE: Duration = Duration::from_millis(5);
+pub(crate) const SLICE: Duration = Duration::from_millis(5);
 
 /// A policy in force, or why the app has none although there is a file.
 pub(crate) type Verdict = Result<Arc<Policy>, Arc<PolicyError>>;
@@ -36,6 +36,14 @@ pub(crate) enum Change {
     Removed,
     /// The file is no policy.
     Invalid,
+}
+
+/// An app of which another generation says something else.
+pub(crate) struct Changed {
+    pub(crate) app: AppName,
+    pub(crate) change: Change,
+    /// The policy of before, if there was one.
+    pub(crate) before: Option<Arc<Policy>>,
 }
 
 impl Change {
@@ -75,7 +83,7 @@ impl Generation {
     }
 
     /// What `next` says otherwise.
-    fn changes(&self, next: &Self) -> Vec<(AppName, Change)> {
+    fn changes(&self, next: &Self) -> Vec<Changed> {
         let apps: BTreeSet<&AppName> = self.apps.keys().chain(next.apps.keys()).collect();
         let change = |app: &AppName| match (self.of(app), next.of(app)) {
             // Not by the digest of the file: the accounts that it names may have become others.
@@ -86,7 +94,10 @@ impl Generation {
             (Some(_), None) => Some(Change::Removed),
             (None, None) => None,
         };
-        apps.into_iter().filter_map(|app| Some((app.clone(), change(app)?))).collect()
+        let before = |app: &AppName| self.of(app).and_then(|verdict| verdict.clone().ok());
+        let changed =
+            |app: &AppName| Some(Changed { app: app.clone(), change: change(app)?, before: before(app) });
+        apps.into_iter().filter_map(changed).collect()
     }
 }
 
@@ -110,8 +121,8 @@ impl Generations {
         &self.in_force
     }
 
-    pub(crate) fn directories(&self) -> impl Iterator<Item = &Path> {
-        self.directories.iter().map(PathBuf::as_path)
+    pub(crate) fn directories(&self) -> &[PathBuf] {
+        &self.directories
     }
 
     /// Begins to read the next one, now or after the one that is being read. Gives the number that it will have.
@@ -131,7 +142,7 @@ impl Generations {
     }
 
     /// Reads on. When all is read it is in force: gives what that changes.
-    pub(crate) fn read_on(&mut self) -> Option<Vec<(AppName, Change)>> {
+    pub(crate) fn read_on(&mut self) -> Option<Vec<Changed>> {
         let reading = self.reading.as_mut()?;
         let start = Instant::now();
         while !reading.step(1) {
@@ -195,7 +206,7 @@ mod tests {
         );
         let changes = old.changes(&new);
         let words: Vec<(&str, &str)> =
-            changes.iter().map(|(app, change)| (app.as_str(), change.word())).collect();
+            changes.iter().map(|changed| (changed.app.as_str(), changed.change.word())).collect();
         assert_eq!(
             words,
             [

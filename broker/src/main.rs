@@ -97,7 +97,8 @@ fn run(mut arguments: Arguments) -> Result<(), Fatal> {
     capabilities::keep_only(&[], user)?;
     process::not_dumpable()?;
     capabilities::assert_none_in_any_thread()?;
-    let below: Vec<&Path> = generations.directories().filter(|path| path.is_dir()).collect();
+    let below: Vec<&Path> =
+        generations.directories().iter().map(PathBuf::as_path).filter(|path| path.is_dir()).collect();
     if below.is_empty() {
         log::warn!("none of the policy directories is there: every app is refused until a restart");
     }

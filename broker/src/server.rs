@@ -2,11 +2,13 @@
 
 mod reload;
 
+pub(crate) use reload::Fate;
+
 use crate::Arguments;
 use crate::audit::{Audit, Record, Subject};
 use crate::call::{Call, Frame, Misunderstood};
 use crate::connection::{Connection, End, MAX_REQUEST, Next, Session};
-use crate::generation::Generations;
+use crate::generation::{Changed, Generations};
 use crate::helpers::{Helper, Request, Said};
 use crate::reply;
 use crate::starter::{Attempt, Start, Starter};
@@ -92,6 +94,11 @@ pub(crate) struct Server {
     hangups: SignalFd,
     /// Administrators who wait for a generation of at least this number.
     reloading: Vec<(u64, u64)>,
+    /// What the last reload means for apps, and those whose helpers have not answered yet.
+    fates: BTreeMap<AppName, Fate>,
+    outstanding: BTreeSet<AppName>,
+    /// Apps without a helper here that it means something for, and that it has not come to yet.
+    untold: VecDeque<Changed>,
     starter: Starter,
     audit: Audit,
     connections: HashMap<u64, Connection>,
@@ -133,6 +140,9 @@ impl Server {
             generations,
             hangups,
             reloading: Vec::new(),
+            fates: BTreeMap::new(),
+            outstanding: BTreeSet::new(),
+            untold: VecDeque::new(),
             starter,
             audit,
             connections: HashMap::new(),
@@ -176,7 +186,7 @@ impl Server {
     }
 
     fn timeout(&self) -> EpollTimeout {
-        if !self.ready.is_empty() || self.generations.is_reading() {
+        if !self.ready.is_empty() || self.generations.is_reading() || !self.untold.is_empty() {
             return EpollTimeout::ZERO;
         }
         let client = self.deadlines.first().map(|(at, _)| *at);
@@ -396,7 +406,7 @@ impl Server {
         if !unopened {
             let (policy, generation) = (helper.policy.clone(), self.generations.in_force().number);
             let tag = Tag { asker: None, subject: Subject::default(), policy, generation };
-            helper.push(Request { message: ToHelper::Close { session: session.id }, tag });
+            helper.push(Request { message: ToHelper::Close { session: session.id }, fds: Vec::new(), tag });
         }
         self.pass_on(helper_number);
     }
@@ -529,14 +539,15 @@ impl Server {
         let request = self.audit.request_id();
         let asker = Asker { connection: number, peer: peer.clone(), request, oneway };
         if let Some(connection) = self.connections.get_mut(&number) {
-            connection.session = Some(Box::new(Session { app: app.clone(), id, peer, permit: None }));
+            connection.session =
+                Some(Box::new(Session { app: app.clone(), id, peer, permit: None, revoked: false }));
             connection.busy = true;
         }
         if let Some(entry) = self.helpers.get_mut(&helper) {
             entry.sessions += 1;
             let generation = self.generations.in_force().number;
             let tag = Tag { asker: Some(asker), subject: Subject::plain(app.as_str()), policy, generation };
-            entry.push(Request { message: ToHelper::Open { session: id }, tag });
+            entry.push(Request { message: ToHelper::Open { session: id }, fds: Vec::new(), tag });
         }
         self.pass_on(helper);
         Ok(())
@@ -560,7 +571,7 @@ impl Server {
             generation: self.generations.in_force().number,
         };
         if let Some(entry) = self.helpers.get_mut(&helper) {
-            entry.push(Request { message: ToHelper::Survey, tag });
+            entry.push(Request { message: ToHelper::Survey, fds: Vec::new(), tag });
         }
         self.pass_on(helper);
         Ok(())
@@ -619,6 +630,9 @@ impl Server {
 
     fn verb(&mut self, number: u64, verb: Verb, oneway: bool) -> Result<(), (Refusal, Option<Arc<Policy>>)> {
         let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
+        if connection.session.as_ref().is_some_and(|session| session.revoked) {
+            return Err((revoked(), None));
+        }
         let opened =
             connection.session.as_ref().and_then(|session| Some((session, session.permit.as_ref()?)));
         let Some((session, permit)) = opened else {
@@ -636,7 +650,7 @@ impl Server {
         let subject = subject(helper, &verb);
         let tag = Tag { asker: Some(asker), subject, policy, generation };
         let message = ToHelper::Ask { session: session.id, verb };
-        helper.push(Request { message, tag });
+        helper.push(Request { message, fds: Vec::new(), tag });
         connection.busy = true;
         self.pass_on(helper_number);
         Ok(())
@@ -677,25 +691,20 @@ impl Server {
 
     fn helper_says(&mut self, number: u64) -> Result<(), Fatal> {
         let Some(helper) = self.helpers.get_mut(&number) else { return Ok(()) };
-        match helper.receive(Instant::now()) {
+        let said = helper.receive(Instant::now());
+        match said {
             Said::Nothing => Ok(()),
-            Said::Ready => {
+            Said::Ready | Said::Outdated => {
                 let app = helper.app.clone();
                 self.starter.succeeded(&app);
                 log::info!("helper of {app} is ready");
+                if matches!(said, Said::Outdated) || self.outstanding.contains(&app) {
+                    self.have_adopted(number, true);
+                }
                 self.pass_on(number);
                 Ok(())
             }
             Said::Lost(why) => self.lost(number, &why),
-            Said::Outdated => {
-                let refusal = self.outdated();
-                self.lost_because(
-                    number,
-                    "it serves another policy than the one in force",
-                    &refusal,
-                    Farewell::None,
-                )
-            }
             Said::Answer { request, outcome, line, fds } => {
                 self.answered(number, request, outcome, line, fds)?;
                 self.pass_on(number);
@@ -712,7 +721,10 @@ impl Server {
         line: Option<u32>,
         mut fds: Vec<OwnedFd>,
     ) -> Result<(), Fatal> {
-        let Request { message, tag: Tag { asker, mut subject, policy, generation } } = request;
+        let Request { message, tag: Tag { asker, mut subject, policy, generation }, .. } = request;
+        if matches!(message, ToHelper::Adopt { .. }) {
+            return self.adopted(number, outcome);
+        }
         let Some(Asker { connection, peer, request, oneway }) = asker else { return Ok(()) };
         let Some(helper) = self.helpers.get_mut(&number) else { return Ok(()) };
         subject.add(&outcome);
@@ -735,10 +747,10 @@ impl Server {
         let Some(entry) = self.connections.get_mut(&connection) else { return Ok(()) };
         entry.busy = false;
         if matches!(message, ToHelper::Open { .. }) {
-            if let (Outcome::Done, Ok(permit)) = (&outcome, authorize(&policy, &peer)) {
-                if let Some(session) = &mut entry.session {
-                    session.permit = Some(permit);
-                }
+            if let (Outcome::Done, Some(session)) = (&outcome, &mut entry.session) {
+                // By the policy of now: the helper hears of it next, if it is not that of the answer.
+                session.permit = authorize(&helper.policy, &peer).ok();
+                session.revoked = session.permit.is_none();
             } else {
                 entry.session = None;
                 helper.sessions = helper.sessions.saturating_sub(1);
@@ -793,7 +805,7 @@ impl Server {
         let Some(helper) = self.forget_helper(number) else { return Ok(()) };
         let app = helper.app.clone();
         let mut told = Vec::new();
-        for Request { message, tag } in helper.into_requests() {
+        for Request { message, tag, .. } in helper.into_requests() {
             let Some(Asker { connection, peer, request, oneway }) = tag.asker else { continue };
             let mut record = Record::of(&peer, &request, tag.generation, message.row().name, tag.subject);
             record.app = Some(app.as_str());
@@ -825,7 +837,7 @@ impl Server {
         for number in told {
             self.requests(number)?;
         }
-        Ok(())
+        self.settled(&app)
     }
 }
 
@@ -837,6 +849,11 @@ fn subject(helper: &Helper<Tag>, verb: &Verb) -> Subject {
         subject.digest = helper.digest(instance).map(|digest| hex(digest));
     }
     subject
+}
+
+/// What a client gets whose session ends because of a reload.
+fn revoked() -> Refusal {
+    Refusal::gone("the policy in force has no entry for this client any more")
 }
 
 /// Whether clients that wait for nothing are told why their session ends.

@@ -98,6 +98,17 @@ pub struct Reloaded {
     pub app: String,
     /// `new`, `changed`, `removed` or `invalid`.
     pub change: String,
+    /// What became of its helper: `none` ran, it `adopted` the policy, it `ended`, or it needs a `restart`.
+    pub helper: String,
+    /// Sessions that ended.
+    pub sessions_ended: u64,
+    /// What was detached and released.
+    pub revoked: Vec<String>,
+    /// What clients hold and would not be given any more; it cannot be taken back.
+    pub beyond_recall: Vec<String>,
+    /// Why its helper did not go on.
+    #[serde(default)]
+    pub why: Option<String>,
 }
 
 /// A reload.

@@ -13,7 +13,7 @@ use bpfgate_protocol::authorize::{AttachPermit, LoadPermit, Permit, authorize};
 use bpfgate_protocol::channel::{Channel, ChannelError};
 use bpfgate_protocol::hooks::Kind;
 use bpfgate_protocol::identity::Peer;
-use bpfgate_protocol::messages::helper::{FromHelper, Global, Outcome, ProgramInfo, Target, ToHelper, Verb};
+use bpfgate_protocol::messages::helper::{FromHelper, Outcome, ProgramInfo, Target, ToHelper, Verb};
 use bpfgate_protocol::messages::{Bulk, Bytes, InstanceId, LinkId, SessionId};
 use bpfgate_protocol::names::{MapName, ObjectName, ProgramName};
 use bpfgate_protocol::policy::{Access, Right};
@@ -22,6 +22,7 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::socket::{UnixAddr, getsockname, getsockopt, sockopt};
 use nix::sys::time::TimeSpec;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What a request came to. Descriptors are named, not held: they are lent to the message that carries them.
@@ -57,9 +58,12 @@ pub(crate) fn run(
         }
         if asked {
             let served = match entrance.broker() {
-                Some(broker) => serve_one(broker, &mut state),
+                Some(broker) => serve_one(broker, &mut state, &mut rounds),
                 None => entrance.let_in(ready).map(|()| true),
             };
+            if state.over {
+                return served.map(drop);
+            }
             if !matches!(served, Ok(true)) {
                 // With the broker go its sessions: their clients see the end of their connections.
                 state.remove_sessions();
@@ -84,13 +88,16 @@ pub(crate) fn run(
 }
 
 /// One request; false if the broker is gone.
-fn serve_one(broker: &mut Channel, state: &mut State) -> Result<bool, Fatal> {
-    let (request, mut fds) = match broker.recv::<ToHelper>() {
+fn serve_one(broker: &mut Channel, state: &mut State, rounds: &mut Rounds) -> Result<bool, Fatal> {
+    let (request, fds) = match broker.recv::<ToHelper>() {
         Ok(received) => received,
         Err(ChannelError::Closed) => return Ok(false),
         Err(error) => return Err(Fatal::step("the broker", error)),
     };
-    let done = state.answer(request, fds.pop())?;
+    if matches!(request, ToHelper::Adopt { .. }) {
+        rounds.hurry();
+    }
+    let done = state.answer(request, fds)?;
     send(broker, state, done)?;
     Ok(true)
 }
@@ -148,7 +155,13 @@ fn send(broker: &Channel, state: &State, done: Result<Done, Failed>) -> Result<(
 }
 
 impl State {
-    fn answer(&mut self, request: ToHelper, fd: Option<OwnedFd>) -> Result<Result<Done, Failed>, Fatal> {
+    fn answer(&mut self, request: ToHelper, mut fds: Vec<OwnedFd>) -> Result<Result<Done, Failed>, Fatal> {
+        if matches!(request, ToHelper::Adopt { .. }) {
+            let adoption = self.adopt(fds.try_into().ok());
+            let done = |adoption| Done { outcome: Outcome::Adopted(adoption), line: None, fds: Vec::new() };
+            return Ok(adoption.map(done).map_err(Failed::from));
+        }
+        let fd = fds.pop();
         let (ToHelper::Open { session } | ToHelper::Ask { session, .. } | ToHelper::Close { session }) =
             request
         else {
@@ -161,8 +174,8 @@ impl State {
             }
             (ToHelper::Ask { verb, .. }, None) if !is_new => match self.sessions.get(&session) {
                 Some(entry) => {
-                    let permit = entry.permit.clone();
-                    self.ask(session, &permit, verb)
+                    let (permit, peer) = (entry.permit.clone(), entry.peer.clone());
+                    self.ask(session, &permit, &peer, verb)
                 }
                 // The client went away before the broker knew.
                 None => Err(Refusal::gone("the session has ended").into()),
@@ -175,17 +188,24 @@ impl State {
         })
     }
 
-    fn ask(&mut self, session: SessionId, permit: &Permit, verb: Verb) -> Result<Done, Failed> {
+    fn ask(
+        &mut self,
+        session: SessionId,
+        permit: &Permit,
+        peer: &Arc<Peer>,
+        verb: Verb,
+    ) -> Result<Done, Failed> {
         Ok(match verb {
             Verb::Load { object, programs, globals } => {
-                self.load(session, permit, &object, &programs, &globals)?
+                let load = permit.load(&object, &programs, &globals)?;
+                self.load(session, permit, peer, &load)?
             }
             Verb::Attach { instance, program, hook, target } => {
                 self.attach(session, permit, instance, &program, hook, &target)?
             }
             Verb::Detach { link } => self.detach(session, permit, link)?,
             Verb::Unload { instance } => self.unload(session, permit, instance)?,
-            Verb::Map { instance, map } => self.map(permit, instance, &map)?,
+            Verb::Map { instance, map } => self.map(permit, peer, instance, &map)?,
             Verb::ReadMap { instance, map, cursor, limit } => {
                 self.read_map(permit, instance, &map, &cursor, limit)?
             }
@@ -209,7 +229,7 @@ impl State {
             return Err(Refusal::quota("as many connections as the policy allows are there already"));
         }
         let line = permit.line();
-        self.sessions.insert(id, Session { permit, socket });
+        self.sessions.insert(id, Session { permit, peer: Arc::new(peer), socket });
         Ok(Done::plain(Outcome::Done, line))
     }
 
@@ -217,13 +237,11 @@ impl State {
         &mut self,
         session: SessionId,
         permit: &Permit,
-        object: &ObjectName,
-        programs: &[ProgramName],
-        globals: &[Global],
+        peer: &Arc<Peer>,
+        load: &LoadPermit,
     ) -> Result<Done, Failed> {
-        let load = permit.load(object, programs, globals)?;
-        let instance = self.load_object(Some(session), &load)?;
-        self.loaded(permit, &load, instance).map_err(|refusal| {
+        let instance = self.load_object(Some(session), load)?;
+        self.loaded(permit, peer, load, instance).map_err(|refusal| {
             let _ = self.remove_instance(instance);
             refusal.into()
         })
@@ -270,7 +288,13 @@ impl State {
     }
 
     /// What the client is told and given of what it has loaded.
-    fn loaded(&mut self, permit: &Permit, load: &LoadPermit, id: InstanceId) -> Result<Done, Refusal> {
+    fn loaded(
+        &mut self,
+        permit: &Permit,
+        peer: &Arc<Peer>,
+        load: &LoadPermit,
+        id: InstanceId,
+    ) -> Result<Done, Refusal> {
         let cpus = self.inventory.cpus;
         let Some(instance) = self.instances.get_mut(&id) else {
             return Err(Refusal::gone("the instance is gone"));
@@ -285,6 +309,7 @@ impl State {
                 continue;
             };
             map.prepare(access)?;
+            map.issued.add(peer, access);
             if access.hands_over() {
                 lent.push(place);
             }
@@ -353,7 +378,13 @@ impl State {
         Ok(Done::plain(Outcome::Done, right.line()))
     }
 
-    fn map(&mut self, permit: &Permit, id: InstanceId, name: &MapName) -> Result<Done, Refusal> {
+    fn map(
+        &mut self,
+        permit: &Permit,
+        peer: &Arc<Peer>,
+        id: InstanceId,
+        name: &MapName,
+    ) -> Result<Done, Refusal> {
         let permit = permit.map(&self.instance(id)?.object, name)?;
         let place = self.find_map(id, name)?;
         let (access, cpus) = (permit.access(), self.inventory.cpus);
@@ -361,6 +392,7 @@ impl State {
             return Err(Refusal::denied("no such map"));
         };
         map.prepare(access)?;
+        map.issued.add(peer, access);
         let info = map.info(access, cpus)?;
         let fds = if info.fd { vec![Lend::Map(id, place)] } else { Vec::new() };
         Ok(Done { outcome: Outcome::Map(info), line: Some(permit.line()), fds })

@@ -9,11 +9,12 @@ use crate::maps::Map;
 use crate::store::{self, Store};
 use bpfgate_protocol::authorize::{AttachPermit, Permit};
 use bpfgate_protocol::hooks::Kind;
+use bpfgate_protocol::identity::Peer;
 use bpfgate_protocol::messages::helper::{
     Global, InstanceInfo, LinkInfo, MapInfo, Outcome, ProgramInfo, Target,
 };
 use bpfgate_protocol::messages::{InstanceId, LinkId, SessionId};
-use bpfgate_protocol::names::{MapName, ObjectName, ProgramName};
+use bpfgate_protocol::names::{AppName, MapName, ObjectName, ProgramName};
 use bpfgate_protocol::policy::{Access, Policy};
 use bpfgate_protocol::refusal::Refusal;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +23,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub(crate) struct State {
+    pub(crate) app: AppName,
+    /// Where its policy may be.
+    pub(crate) directories: Vec<PathBuf>,
     pub(crate) policy: Arc<Policy>,
     pub(crate) inventory: Inventory,
     pub(crate) loader: Loader,
@@ -34,10 +38,13 @@ pub(crate) struct State {
     pub(crate) last_instance: u64,
     pub(crate) last_link: u64,
     last_session: u64,
+    /// There is no policy any more: this process ends.
+    pub(crate) over: bool,
 }
 
 pub(crate) struct Session {
     pub(crate) permit: Permit,
+    pub(crate) peer: Arc<Peer>,
     /// The client's end tells when it is gone. Nothing is ever read from it or written to it here.
     pub(crate) socket: OwnedFd,
 }
@@ -79,6 +86,8 @@ impl Link {
 
 impl State {
     pub(crate) fn new(
+        app: &AppName,
+        directories: &[PathBuf],
         policy: Arc<Policy>,
         inventory: Inventory,
         loader: Loader,
@@ -86,6 +95,9 @@ impl State {
         store: Store,
     ) -> Self {
         Self {
+            app: app.clone(),
+            directories: directories.to_vec(),
+            over: false,
             store,
             policy,
             inventory,
@@ -239,7 +251,7 @@ impl State {
     }
 
     /// What had these names is not there any more.
-    fn gone(&mut self, names: &[String]) -> Result<(), Refusal> {
+    pub(crate) fn gone(&mut self, names: &[String]) -> Result<(), Refusal> {
         if !self.keeps() {
             return Ok(());
         }

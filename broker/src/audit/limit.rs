@@ -176,12 +176,11 @@ mod tests {
             }
         }
         for summary in limit.summaries(start + Duration::from_secs(180)) {
-            match summary.get("suppressed") {
-                Some(counts) => counted += counts["Denied"].as_u64().unwrap(),
-                None => {
-                    written += 1;
-                    last = summary["number"].as_u64();
-                }
+            if let Some(counts) = summary.get("suppressed") {
+                counted += counts["Denied"].as_u64().unwrap();
+            } else {
+                written += 1;
+                last = summary["number"].as_u64();
             }
         }
         assert_eq!(limit.due(), None);

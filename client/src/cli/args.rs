@@ -290,7 +290,7 @@ pub(crate) enum PolicyCommand {
     },
     /// Put the installed policies into force: show what differs, restart the helpers it concerns (root)
     ///
-    /// Helpers of changed policies are restarted: what they attached stays attached as far as the
+    /// Helpers of changed policies go on with them, or are restarted: what they attached stays as far as the
     /// policy still allows it. Helpers without a valid policy are stopped. All others stay as they
     /// are.
     Apply {

@@ -76,6 +76,11 @@ pub enum ToHelper {
     },
     /// Row `Survey`.
     Survey,
+    /// Row `Adopt`.
+    Adopt {
+        /// Whether the descriptors go with it: there is a file.
+        file: bool,
+    },
 }
 
 /// What a session asks for.
@@ -134,7 +139,7 @@ pub enum Verb {
 }
 
 /// The table of this channel.
-pub const ROWS: [Row; 10] = [
+pub const ROWS: [Row; 11] = [
     Row {
         name: "Open",
         from: Process::Broker,
@@ -205,6 +210,13 @@ pub const ROWS: [Row; 10] = [
         fds_out: "",
         doc: "Names all instances, for the administrator; it changes nothing and gives nobody anything.",
     },
+    Row {
+        name: "Adopt",
+        from: Process::Broker,
+        fds_in: "the policy file, /etc/passwd and /etc/group, if there is a policy file",
+        fds_out: "",
+        doc: "Says that the policy was changed. The helper looks itself whether these are the files that root has put there, and judges what comes after this message by them.",
+    },
 ];
 
 impl ToHelper {
@@ -221,13 +233,18 @@ impl ToHelper {
             Self::Ask { verb: Verb::List, .. } => 7,
             Self::Close { .. } => 8,
             Self::Survey => 9,
+            Self::Adopt { .. } => 10,
         }]
     }
 }
 
 impl Message for ToHelper {
     fn fds(&self) -> usize {
-        usize::from(matches!(self, Self::Open { .. }))
+        match self {
+            Self::Open { .. } => 1,
+            Self::Adopt { file: true } => 3,
+            _ => 0,
+        }
     }
 }
 
@@ -304,6 +321,30 @@ pub struct InstanceInfo {
     pub links: Vec<LinkInfo>,
 }
 
+/// What another policy means for a helper that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adoption {
+    /// Which policy is in force.
+    pub verdict: Adopted,
+    /// Sessions that have ended, because the policy has no entry for their clients any more.
+    pub sessions: Vec<SessionId>,
+    /// What was detached and released, a phrase each.
+    pub revoked: Vec<String>,
+    /// What is in somebody's hands and cannot be taken back, a phrase each.
+    pub beyond_recall: Vec<String>,
+}
+
+/// Which policy a helper goes on with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Adopted {
+    /// That of the file, with this SHA-256.
+    InForce([u8; 32]),
+    /// There is none: everything is released, and the helper ends.
+    None,
+    /// Still that of before: it takes a new helper to do what the file says, for this reason.
+    Restart(String),
+}
+
 /// What a request came to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
@@ -347,6 +388,8 @@ pub enum Outcome {
         /// All instances; no map of theirs is named.
         instances: Vec<InstanceInfo>,
     },
+    /// `Adopt`.
+    Adopted(Adoption),
     /// No. A verifier log that does not fit goes in a memfd.
     Refused {
         /// Why.
@@ -387,7 +430,11 @@ impl Message for FromHelper {
             Outcome::Attached { fd, .. } => usize::from(*fd),
             Outcome::Map(map) => usize::from(map.fd),
             Outcome::Refused { log, .. } => log.fds(),
-            Outcome::Done | Outcome::Entries { .. } | Outcome::Instances(_) | Outcome::Survey { .. } => 0,
+            Outcome::Done
+            | Outcome::Entries { .. }
+            | Outcome::Instances(_)
+            | Outcome::Survey { .. }
+            | Outcome::Adopted(_) => 0,
         }
     }
 }
