@@ -161,7 +161,7 @@ pub(crate) struct Record<'a> {
     pub(crate) verb: &'a str,
     #[serde(flatten)]
     pub(crate) subject: Subject,
-    /// `allowed`, or the class of the refusal.
+    /// `allowed`, the class of the refusal, or `in force` for a policy.
     pub(crate) verdict: &'a str,
     /// The line that decided, `file:line`, or the file if it was the absence of one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -177,7 +177,12 @@ pub(crate) struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    pub(crate) fn new(generation: u64, verb: &'a str, subject: Subject) -> Self {
+    /// For what a reload means.
+    pub(crate) fn reload(generation: u64, subject: Subject) -> Self {
+        Self { verdict: "in force", ..Self::new(generation, "Reload", subject) }
+    }
+
+    fn new(generation: u64, verb: &'a str, subject: Subject) -> Self {
         Self {
             request: "",
             generation,

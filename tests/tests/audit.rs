@@ -73,7 +73,7 @@ fn records_are_found_by_what_they_are_about() {
     let request = refused["request"].as_str().unwrap();
     let all = records(&audit(&gate, "--json"));
     assert_eq!(all, gate.audit());
-    let of_app = records(&audit(&gate, "--json --app other"));
+    let of_app = records(&audit(&gate, "--json --app other --verdict allowed"));
     assert_eq!(of_app.iter().map(|r| r["verb"].as_str().unwrap()).collect::<Vec<_>>(), ["Open", "Load"]);
     let of_user = records(&audit(&gate, &format!("--json --user {} --verdict Denied", STRANGER.id)));
     assert_eq!(of_user, records(&audit(&gate, &format!("--json --request {request}"))));
@@ -188,7 +188,7 @@ fn a_file_that_is_cut_goes_on() {
     let before = gate.baseline();
     let path = gate.dir.join("audit");
     let mut command = Command::new(bin_dir().join("bpfgate"));
-    command.args(["audit", "--json", "--follow", "--app", "app"]).arg(&path);
+    command.args(["audit", "--json", "--follow", "--app", "app", "--verdict", "allowed"]).arg(&path);
     let out = gate.dir.join("followed");
     let mut follow = command.stdout(Stdio::from(fs::File::create(&out).unwrap())).spawn().unwrap();
     let followed = || fs::read_to_string(&out).unwrap().lines().count();

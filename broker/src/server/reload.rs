@@ -104,7 +104,7 @@ impl Server {
             "generation {number} of the policies is in force: {valid} valid, {invalid} not, {changed} of them others than before"
         );
         let about = Subject::plain(format!("{valid} valid, {invalid} not, {changed} others than before"));
-        self.audit.write(&Record::new(number, "Reload", about))?;
+        self.audit.write(&Record::reload(number, about))?;
         // What an earlier reload still waits for is waited for here.
         let outstanding = &self.outstanding;
         self.fates.retain(|app, _| outstanding.contains(app));
@@ -329,7 +329,7 @@ impl Server {
         }
         if let Some(fate) = self.fates.get(app) {
             let about = format!("{}, helper: {}", fate.change.word(), fate.helper.word());
-            let mut record = Record::new(self.generations.in_force().number, "Reload", Subject::plain(about));
+            let mut record = Record::reload(self.generations.in_force().number, Subject::plain(about));
             record.app = Some(app.as_str());
             record.why = fate.why.as_deref();
             (record.revoked, record.beyond_recall) = (&fate.revoked, &fate.beyond_recall);
