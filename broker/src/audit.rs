@@ -1,63 +1,279 @@
-//! One record per decision: a line of JSON, so that nothing a client sends can look like a record of its own.
+//! One record per decision, for whoever asks later who was given what, and by which line.
+//!
+//! A record is fields. In a file and on standard output it is a line of JSON, in the journal a message with fields of its
+//! own: nothing that a client sends can look like a record, or like a field of one.
+
+mod journal;
+mod limit;
 
 use bpfgate_lockdown::{Fatal, Step};
 use bpfgate_protocol::identity::Peer;
+use bpfgate_protocol::messages::helper::{MapInfo, Outcome, Target, Verb};
+use bpfgate_protocol::refusal::Refusal;
+use journal::Journal;
+use limit::{Fields, Limit};
 use serde::Serialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
-use std::time::SystemTime;
+use std::path::PathBuf;
+use std::time::{Instant, SystemTime};
+
+/// Where records go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// `journal`
+    Journal,
+    /// `-`: standard output, which no other process of bpfgate has.
+    Output,
+    /// A file, appended to.
+    File(PathBuf),
+}
+
+impl From<&str> for Place {
+    fn from(text: &str) -> Self {
+        match text {
+            "journal" => Self::Journal,
+            "-" => Self::Output,
+            path => Self::File(path.into()),
+        }
+    }
+}
+
+enum Sink {
+    Journal(Journal),
+    Output,
+    File(File),
+}
 
 pub(crate) struct Audit {
-    /// None: standard output, which no other process of bpfgate has.
-    file: Option<File>,
+    sink: Sink,
+    limit: Limit,
     key: RandomState,
     count: u64,
+}
+
+/// Who asked. The one place where a peer becomes a part of a record.
+#[derive(Debug, Serialize)]
+pub(crate) struct Who {
+    uid: u32,
+    gid: u32,
+    pid: i32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unit: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    invocation: Option<String>,
+}
+
+impl From<&Peer> for Who {
+    fn from(peer: &Peer) -> Self {
+        Self {
+            uid: peer.uid,
+            gid: peer.gid,
+            pid: peer.pid,
+            unit: peer.unit.clone(),
+            invocation: peer.invocation.clone(),
+        }
+    }
+}
+
+/// What a request is about.
+#[derive(Debug, Default, Clone, Serialize)]
+pub(crate) struct Subject {
+    /// As the client said it, for people.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) about: String,
+    /// The object, by its name in the policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) object: Option<String>,
+    /// SHA-256 of the file that it was loaded from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) digest: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) target: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) instance: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) link: Option<u64>,
+    /// Maps that were handed over or read, with the kernel's numbers for them.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) maps: BTreeMap<String, u32>,
+}
+
+impl Subject {
+    /// Something that has only a name.
+    pub(crate) fn plain(about: impl Into<String>) -> Self {
+        Self { about: about.into(), ..Self::default() }
+    }
+
+    pub(crate) fn of(verb: &Verb) -> Self {
+        match verb {
+            Verb::Load { object, programs, .. } => {
+                let names: Vec<&str> =
+                    programs.iter().map(bpfgate_protocol::names::ProgramName::as_str).collect();
+                let about = format!("{object} {}", names.join(" ")).trim_end().to_owned();
+                Self { object: Some(object.to_string()), ..Self::plain(about) }
+            }
+            Verb::Attach { instance, program, target, .. } => Self {
+                instance: Some(instance.0),
+                target: (*target != Target::Only).then(|| target.to_string()),
+                ..Self::plain(format!("{}/{program} to {target}", instance.0))
+            },
+            Verb::Detach { link } => Self { link: Some(link.0), ..Self::plain(format!("link {}", link.0)) },
+            Verb::Unload { instance } => {
+                Self { instance: Some(instance.0), ..Self::plain(format!("instance {}", instance.0)) }
+            }
+            Verb::Map { instance, map } | Verb::ReadMap { instance, map, .. } => {
+                Self { instance: Some(instance.0), ..Self::plain(format!("{}/{map}", instance.0)) }
+            }
+            Verb::List => Self::default(),
+        }
+    }
+
+    /// What came of it.
+    pub(crate) fn add(&mut self, outcome: &Outcome) {
+        let number = |map: &MapInfo| (map.name.to_string(), map.number);
+        match outcome {
+            Outcome::Loaded { instance, maps, .. } => {
+                self.instance = Some(instance.0);
+                self.maps = maps.iter().map(number).collect();
+            }
+            Outcome::Attached { link, target, .. } => {
+                self.link = Some(link.0);
+                self.target = Some(target.to_string());
+            }
+            Outcome::Map(map) => self.maps = [number(map)].into(),
+            _ => {}
+        }
+    }
 }
 
 /// What was decided.
 #[derive(Debug, Serialize)]
 pub(crate) struct Record<'a> {
     /// As in the reply to the client.
+    #[serde(skip_serializing_if = "str::is_empty")]
     pub(crate) request: &'a str,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) pid: i32,
+    /// Which policies were in force.
+    pub(crate) generation: u64,
+    /// None: nobody asked, or it is not known who.
+    #[serde(flatten)]
+    pub(crate) who: Option<Who>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) app: Option<&'a str>,
     pub(crate) verb: &'a str,
-    /// What it was about: object, instance, target, map.
-    pub(crate) object: &'a str,
-    /// `allowed`, or the class of the refusal.
+    #[serde(flatten)]
+    pub(crate) subject: Subject,
+    /// `allowed`, the class of the refusal, or `in force` for a policy.
     pub(crate) verdict: &'a str,
     /// The line that decided, `file:line`, or the file if it was the absence of one.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) by: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) why: Option<&'a str>,
+    /// What a reload has taken back.
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    pub(crate) revoked: &'a [String],
+    /// What it could not take back, because it is in somebody's hands.
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    pub(crate) beyond_recall: &'a [String],
 }
 
 impl<'a> Record<'a> {
-    pub(crate) fn of(peer: &Peer, request: &'a str, verb: &'a str, object: &'a str) -> Self {
-        let (uid, gid, pid) = (peer.uid, peer.gid, peer.pid);
-        Self { request, uid, gid, pid, app: None, verb, object, verdict: "allowed", by: None, why: None }
+    /// For what a reload means.
+    pub(crate) fn reload(generation: u64, subject: Subject) -> Self {
+        Self { verdict: "in force", ..Self::new(generation, "Reload", subject) }
+    }
+
+    fn new(generation: u64, verb: &'a str, subject: Subject) -> Self {
+        Self {
+            request: "",
+            generation,
+            who: None,
+            app: None,
+            verb,
+            subject,
+            verdict: "allowed",
+            by: None,
+            why: None,
+            revoked: &[],
+            beyond_recall: &[],
+        }
+    }
+
+    /// For a request.
+    pub(crate) fn of(
+        peer: &Peer,
+        request: &'a str,
+        generation: u64,
+        verb: &'a str,
+        subject: Subject,
+    ) -> Self {
+        Self { request, who: Some(peer.into()), ..Self::new(generation, verb, subject) }
+    }
+
+    pub(crate) fn refused(&mut self, refusal: &'a Refusal) {
+        (self.verdict, self.why) = (refusal.class.name(), Some(refusal.why.as_str()));
+    }
+
+    /// Always written, however many there are: what gave somebody something that lasts, and what policies changed. All
+    /// else costs those who ask nothing.
+    fn is_kept(&self) -> bool {
+        match self.verb {
+            "Load" | "Attach" | "Map" => self.verdict == "allowed",
+            "Reload" | "End" => true,
+            _ => false,
+        }
     }
 }
 
-#[derive(Serialize)]
-struct Line<'a> {
-    /// Seconds since 1970.
-    audit: f64,
-    #[serde(flatten)]
-    record: &'a Record<'a>,
+/// Text in which nothing moves a cursor, ends a line, or turns the direction of writing.
+fn plain(value: &mut Value) {
+    let active = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    match value {
+        Value::String(text) if text.contains(active) => {
+            *text = text
+                .chars()
+                .map(|c| {
+                    if c == '\n' {
+                        ' '
+                    } else if active(c) {
+                        '?'
+                    } else {
+                        c
+                    }
+                })
+                .collect();
+        }
+        Value::Array(values) => values.iter_mut().for_each(plain),
+        _ => {}
+    }
 }
 
 impl Audit {
-    pub(crate) fn open(path: Option<&Path>) -> Result<Self, Fatal> {
-        let open = |path: &Path| {
-            let step = format!("opening {}", path.display());
-            OpenOptions::new().append(true).create(true).mode(0o640).open(path).step(&step)
+    pub(crate) fn open(place: &Place) -> Result<Self, Fatal> {
+        let sink = match place {
+            Place::Output => Sink::Output,
+            Place::Journal => match Journal::connect() {
+                Ok(journal) => Sink::Journal(journal),
+                Err(error) => {
+                    log::warn!("audit records go to standard output: the journal's socket: {error}");
+                    Sink::Output
+                }
+            },
+            Place::File(path) => {
+                let step = format!("opening {}", path.display());
+                let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path);
+                Sink::File(file.step(&step)?)
+            }
         };
-        Ok(Self { file: path.map(open).transpose()?, key: RandomState::new(), count: 0 })
+        Ok(Self { sink, limit: Limit::new(Instant::now()), key: RandomState::new(), count: 0 })
     }
 
     /// A name for a request, by which its record is found. It tells nothing about other requests.
@@ -66,14 +282,109 @@ impl Audit {
         format!("{:016x}", self.key.hash_one(self.count))
     }
 
-    /// Writes a record. A decision that cannot be recorded is an error of the whole process.
+    /// Writes a record, or counts it, in a flood. A decision that cannot be recorded is an error of the whole process.
     pub(crate) fn write(&mut self, record: &Record<'_>) -> Result<(), Fatal> {
+        let uid = record.who.as_ref().map(|who| who.uid);
+        let Value::Object(mut fields) = serde_json::to_value(record).step("an audit record")? else {
+            return Err(Fatal("an audit record has no fields".into()));
+        };
+        fields.values_mut().for_each(plain);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
-        let mut line = serde_json::to_vec(&Line { audit: now, record }).step("an audit record")?;
-        line.push(b'\n');
-        match &mut self.file {
-            Some(file) => file.write_all(&line).step("writing an audit record"),
-            None => std::io::stdout().lock().write_all(&line).step("writing an audit record"),
+        // Seconds since 1970.
+        fields.insert("audit".into(), now.into());
+        let line = line(&fields)?;
+        if let Some(uid) = uid.filter(|_| !record.is_kept()) {
+            let now = Instant::now();
+            if !self.limit.admits(uid, line.len(), now) {
+                self.limit.suppress(uid, fields, now);
+                return Ok(());
+            }
         }
+        self.put(&fields, &line)
+    }
+
+    /// When to call [`Audit::summarize`].
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.limit.due()
+    }
+
+    /// Writes how many records a flood had, and its last one.
+    pub(crate) fn summarize(&mut self, now: Instant) -> Result<(), Fatal> {
+        if self.limit.due().is_none_or(|due| now < due) {
+            return Ok(());
+        }
+        let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
+        for mut fields in self.limit.summaries(now) {
+            fields.entry("audit").or_insert(time.into());
+            let line = line(&fields)?;
+            self.put(&fields, &line)?;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, fields: &Fields, line: &[u8]) -> Result<(), Fatal> {
+        match &mut self.sink {
+            Sink::Journal(journal) => {
+                journal.send(fields);
+                Ok(())
+            }
+            Sink::File(file) => file.write_all(line).step("writing an audit record"),
+            Sink::Output => std::io::stdout().lock().write_all(line).step("writing an audit record"),
+        }
+    }
+}
+
+fn line(fields: &Fields) -> Result<Vec<u8>, Fatal> {
+    let mut line = serde_json::to_vec(fields).step("an audit record")?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_told_by_their_words() {
+        assert_eq!(Place::from("journal"), Place::Journal);
+        assert_eq!(Place::from("-"), Place::Output);
+        assert_eq!(Place::from("/var/log/x"), Place::File("/var/log/x".into()));
+    }
+
+    #[test]
+    fn nothing_in_a_record_is_obeyed_by_a_terminal() {
+        let path = std::env::temp_dir().join(format!("bpfgate-audit-{}", std::process::id()));
+        let mut audit = Audit::open(&Place::File(path.clone())).unwrap();
+        let peer = Peer { uid: 7, gid: 8, pid: 9, ..Default::default() };
+        let about = "a\u{1b}[2J\r\nb\u{9b}c\u{202e}d\u{7f}";
+        let mut record = Record::of(&peer, "r", 3, "Open\u{7}", Subject::plain(about));
+        let revoked = ["x\ny".to_owned()];
+        record.revoked = &revoked;
+        audit.write(&record).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(
+            text.ends_with('\n') && !text[..text.len() - 1].contains(|c: char| c.is_control()),
+            "{text:?}"
+        );
+        let got: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&got["about"], &got["verb"]), (&"a?[2J? b?c?d?".into(), &"Open?".into()));
+        assert_eq!(
+            (&got["uid"], &got["generation"], &got["revoked"][0]),
+            (&7.into(), &3.into(), &"x y".into())
+        );
+    }
+
+    #[test]
+    fn what_gives_something_is_always_recorded() {
+        let peer = Peer { uid: 7, gid: 8, pid: 9, ..Default::default() };
+        let kept = |verb, verdict| {
+            let mut record = Record::of(&peer, "r", 1, verb, Subject::default());
+            record.verdict = verdict;
+            record.is_kept()
+        };
+        assert!(["Load", "Attach", "Map", "Reload", "End"].iter().all(|verb| kept(verb, "allowed")));
+        assert!(["Load", "Attach", "Map", "Open"].iter().all(|verb| !kept(verb, "Denied")));
+        assert!(!kept("List", "allowed") && !kept("ReadMap", "allowed"));
     }
 }

@@ -39,6 +39,8 @@ pub(crate) enum Call {
     Open { app: Option<AppName>, text: String },
     /// `io.bpfgate.Admin.Status`
     Status,
+    /// `io.bpfgate.Admin.Reload`
+    Reload,
     /// `io.bpfgate.Admin.Instances`
     Instances { app: AppName },
     /// Everything that needs a session.
@@ -92,6 +94,10 @@ impl Frame {
             ("io.bpfgate.Admin", "Status") if admin => {
                 let Empty {} = self.parameters()?;
                 Ok(Call::Status)
+            }
+            ("io.bpfgate.Admin", "Reload") if admin => {
+                let Empty {} = self.parameters()?;
+                Ok(Call::Reload)
             }
             ("io.bpfgate.Admin", "Instances") if admin => {
                 let Open { app } = self.parameters()?;
@@ -177,24 +183,6 @@ impl Frame {
             }
             _ => return Err(self.unknown_method()),
         })
-    }
-}
-
-/// The verb and what it is about, for the audit record.
-pub(crate) fn subject(request: &Verb) -> String {
-    match request {
-        Verb::Load { object, programs, .. } => {
-            let names: Vec<&str> =
-                programs.iter().map(bpfgate_protocol::names::ProgramName::as_str).collect();
-            format!("{object} {}", names.join(" ")).trim_end().to_owned()
-        }
-        Verb::Attach { instance, program, target, .. } => format!("{}/{program} to {target}", instance.0),
-        Verb::Detach { link, .. } => format!("link {}", link.0),
-        Verb::Unload { instance, .. } => format!("instance {}", instance.0),
-        Verb::Map { instance, map, .. } | Verb::ReadMap { instance, map, .. } => {
-            format!("{}/{map}", instance.0)
-        }
-        Verb::List => String::new(),
     }
 }
 

@@ -58,6 +58,8 @@ pub(crate) struct Session {
     pub(crate) peer: Peer,
     /// Set when the helper has said yes.
     pub(crate) permit: Option<Permit>,
+    /// The policy in force has no entry for this client any more: it ends when the helper has heard of it too.
+    pub(crate) revoked: bool,
 }
 
 struct Output {

@@ -7,10 +7,9 @@ use bpfgate_protocol::INNER_VERSION;
 use bpfgate_protocol::channel::{Channel, ChannelError};
 use bpfgate_protocol::messages::helper::{FromHelper, Outcome, Sandbox, ToHelper};
 use bpfgate_protocol::names::{AppName, ObjectName};
-use bpfgate_protocol::policy::{Policy, Sandboxing, file, needed};
+use bpfgate_protocol::policy::{Policy, Sandboxing, needed};
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,15 +29,15 @@ const MAX_INSTANCES: usize = 4096;
 /// What the broker must know to make a reply of an answer. `tag` is the server's.
 pub(crate) struct Request<T> {
     pub(crate) message: ToHelper,
-    /// What goes with it, beside a client's socket.
-    pub(crate) fd: Option<OwnedFd>,
+    /// What goes with it; the socket of a client is lent when it is sent.
+    pub(crate) fds: Vec<OwnedFd>,
     pub(crate) tag: T,
 }
 
 /// The helper of one app.
 pub(crate) struct Helper<T> {
     pub(crate) app: AppName,
-    /// The policy that it serves; the one that was read last, until it is ready.
+    /// The policy that it has to serve: that of the generation in force.
     pub(crate) policy: Arc<Policy>,
     channel: Option<Channel>,
     /// How it is confined, when it is ready.
@@ -46,8 +45,10 @@ pub(crate) struct Helper<T> {
     behind_socket: bool,
     queue: VecDeque<Request<T>>,
     waiting: VecDeque<Request<T>>,
-    /// Objects by instance, as far as they are remembered.
-    objects: BTreeMap<u64, ObjectName>,
+    /// An `Adopt` is with it: nothing else is sent until it is said by which policy that would be judged.
+    adopting: bool,
+    /// Objects and the digests of their files by instance, as far as they are remembered.
+    objects: BTreeMap<u64, (ObjectName, [u8; 32])>,
     pub(crate) sessions: u32,
     deadline: Option<Instant>,
     /// When to try again to send what could not be sent.
@@ -56,7 +57,7 @@ pub(crate) struct Helper<T> {
 
 /// What a helper has to say.
 pub(crate) enum Said<T> {
-    /// It is ready; the policy may be another one than was read before.
+    /// It is ready.
     Ready,
     Answer {
         request: Request<T>,
@@ -64,7 +65,7 @@ pub(crate) enum Said<T> {
         line: Option<u32>,
         fds: Vec<OwnedFd>,
     },
-    /// It serves another policy than the file of now.
+    /// It is ready with another policy than the one in force.
     Outdated,
     /// It is gone or cannot be used: why, for the log.
     Lost(String),
@@ -81,6 +82,7 @@ impl<T> Helper<T> {
             behind_socket,
             queue: VecDeque::new(),
             waiting: VecDeque::new(),
+            adopting: false,
             objects: BTreeMap::new(),
             sessions: 0,
             deadline: Some(now + START),
@@ -102,6 +104,26 @@ impl<T> Helper<T> {
         self.queue.push_back(request);
     }
 
+    /// Before everything that waits.
+    pub(crate) fn push_first(&mut self, request: Request<T>) {
+        self.queue.push_front(request);
+    }
+
+    /// Takes back what says that the policy is another one, and was not sent yet.
+    pub(crate) fn cancel_adoptions(&mut self) {
+        self.queue.retain(|request| !matches!(request.message, ToHelper::Adopt { .. }));
+    }
+
+    /// Whether one is still to be sent.
+    pub(crate) fn has_adoptions(&mut self) -> bool {
+        self.queue.iter().any(|request| matches!(request.message, ToHelper::Adopt { .. }))
+    }
+
+    /// What was not sent yet.
+    pub(crate) fn unsent(&mut self) -> impl Iterator<Item = &mut Request<T>> {
+        self.queue.iter_mut()
+    }
+
     /// Sends what waits, as far as it can be sent. `socket` gives the client's socket for an `Open`: requests of
     /// clients that are gone were cancelled.
     pub(crate) fn flush<'a>(
@@ -111,16 +133,17 @@ impl<T> Helper<T> {
     ) -> Result<(), String> {
         self.retry = None;
         let Some(channel) = self.channel.as_ref().filter(|_| self.sandbox.is_some()) else { return Ok(()) };
-        while let Some(request) = self.queue.front() {
-            let fd = match request.message {
-                ToHelper::Open { .. } => match socket(&request.tag) {
-                    Some(fd) => Some(fd),
-                    None => return Err("a session without a client".into()),
-                },
-                _ => request.fd.as_ref().map(AsFd::as_fd),
-            };
-            match channel.send(&request.message, fd.as_slice()) {
-                Ok(()) => self.waiting.extend(self.queue.pop_front()),
+        while let Some(request) = self.queue.front().filter(|_| !self.adopting) {
+            let mut fds: Vec<BorrowedFd<'_>> = request.fds.iter().map(AsFd::as_fd).collect();
+            if matches!(request.message, ToHelper::Open { .. }) {
+                fds.push(socket(&request.tag).ok_or("a session without a client")?);
+            }
+            match channel.send(&request.message, &fds) {
+                Ok(()) => {
+                    self.adopting = matches!(request.message, ToHelper::Adopt { .. });
+                    let sent = self.queue.pop_front().map(|request| Request { fds: Vec::new(), ..request });
+                    self.waiting.extend(sent);
+                }
                 // It is busy with a load, or too many descriptors are on their way.
                 Err(ChannelError::NotNow) => {
                     self.retry = Some(now + RETRY);
@@ -184,36 +207,47 @@ impl<T> Helper<T> {
         self.waiting.into_iter().chain(self.queue)
     }
 
-    pub(crate) fn remember(&mut self, instance: u64, object: ObjectName) {
+    pub(crate) fn remember(&mut self, instance: u64, object: ObjectName, digest: [u8; 32]) {
         if self.objects.len() >= MAX_INSTANCES {
             self.objects.pop_first();
         }
-        self.objects.insert(instance, object);
+        self.objects.insert(instance, (object, digest));
     }
 
     pub(crate) fn object(&self, instance: u64) -> Option<&ObjectName> {
-        self.objects.get(&instance)
+        self.objects.get(&instance).map(|(object, _)| object)
+    }
+
+    /// The digest of the file that an instance was loaded from.
+    pub(crate) fn digest(&self, instance: u64) -> Option<&[u8; 32]> {
+        self.objects.get(&instance).map(|(_, digest)| digest)
     }
 
     /// One message.
-    pub(crate) fn receive(&mut self, now: Instant, directories: &[PathBuf]) -> Said<T> {
+    pub(crate) fn receive(&mut self, now: Instant) -> Said<T> {
         let Some(channel) = &mut self.channel else { return Said::Nothing };
         let said = match channel.recv::<FromHelper>() {
             Err(ChannelError::NotNow) => return Said::Nothing,
             Err(error) => Said::Lost(error.to_string()),
             Ok((FromHelper::Ready { version, policy, sandbox }, _)) if self.sandbox.is_none() => {
-                match self.accept(version, policy, &sandbox, directories) {
-                    Ok(true) => {
-                        self.sandbox = Some(sandbox);
-                        Said::Ready
-                    }
-                    Ok(false) => Said::Outdated,
+                let same = policy == self.policy.digest;
+                let checked = accept(version).and_then(|()| {
+                    // Of another policy it is not known what that demands.
+                    if same { confined(&sandbox, &self.policy) } else { Ok(()) }
+                });
+                self.sandbox = Some(sandbox);
+                match checked {
+                    Ok(()) if same => Said::Ready,
+                    Ok(()) => Said::Outdated,
                     Err(why) => Said::Lost(why),
                 }
             }
             Ok((FromHelper::Ready { .. }, _)) => Said::Lost("it said twice that it is ready".into()),
             Ok((FromHelper::Answer { outcome, line }, fds)) => match self.waiting.pop_front() {
-                Some(request) => Said::Answer { request, outcome, line, fds },
+                Some(request) => {
+                    self.adopting &= !matches!(request.message, ToHelper::Adopt { .. });
+                    Said::Answer { request, outcome, line, fds }
+                }
                 None => Said::Lost("it answered what nobody asked".into()),
             },
         };
@@ -221,41 +255,36 @@ impl<T> Helper<T> {
         said
     }
 
-    /// Whether a helper is what its policy demands; false if that is another policy than the file of now. It may have
-    /// read a newer one than we did.
-    fn accept(
-        &mut self,
-        version: u32,
-        digest: [u8; 32],
-        sandbox: &Sandbox,
-        directories: &[PathBuf],
-    ) -> Result<bool, String> {
-        if version != INNER_VERSION {
-            return Err(format!("it speaks version {version}, not {INNER_VERSION}"));
-        }
-        if digest != self.policy.digest {
-            match file::read(directories, &self.app) {
-                Ok(Some(policy)) if policy.digest == digest => self.policy = Arc::new(policy),
-                _ => return Ok(false),
-            }
-        }
-        let needed = mask(&needed(&self.policy));
-        if sandbox.capabilities != needed {
-            return Err(format!(
-                "it has capabilities {:x} where its policy needs {:x}",
-                sandbox.capabilities, needed
-            ));
-        }
-        let landlock = sandbox.landlock_abi >= files::LANDLOCK as u32
-            || self.policy.require.sandbox == Sandboxing::Seccomp;
-        if !landlock || sandbox.seccomp_filters < 2 {
-            return Err(format!(
-                "it is confined less than its policy demands: landlock ABI {}, {} seccomp filters; [require] sandbox says how much",
-                sandbox.landlock_abi, sandbox.seccomp_filters
-            ));
-        }
-        Ok(true)
+    /// Whether it is confined as the policy that it serves now demands.
+    pub(crate) fn confined(&self) -> Result<(), String> {
+        self.sandbox.as_ref().map_or(Ok(()), |sandbox| confined(sandbox, &self.policy))
     }
+}
+
+fn accept(version: u32) -> Result<(), String> {
+    if version == INNER_VERSION {
+        return Ok(());
+    }
+    Err(format!("it speaks version {version}, not {INNER_VERSION}"))
+}
+
+fn confined(sandbox: &Sandbox, policy: &Policy) -> Result<(), String> {
+    let needed = mask(&needed(policy));
+    if sandbox.capabilities != needed {
+        return Err(format!(
+            "it has capabilities {:x} where its policy needs {:x}",
+            sandbox.capabilities, needed
+        ));
+    }
+    let landlock =
+        sandbox.landlock_abi >= files::LANDLOCK as u32 || policy.require.sandbox == Sandboxing::Seccomp;
+    if !landlock || sandbox.seccomp_filters < 2 {
+        return Err(format!(
+            "it is confined less than its policy demands: landlock ABI {}, {} seccomp filters; [require] sandbox says how much",
+            sandbox.landlock_abi, sandbox.seccomp_filters
+        ));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -288,7 +317,7 @@ mod tests {
             Said::Answer { .. } => "answer".to_owned(),
             Said::Nothing => "nothing".to_owned(),
         };
-        messages.iter().map(|_| word(helper.receive(Instant::now(), &[]))).collect()
+        messages.iter().map(|_| word(helper.receive(Instant::now()))).collect()
     }
 
     fn ready(

@@ -9,6 +9,7 @@
 mod audit;
 mod call;
 mod connection;
+mod generation;
 mod helpers;
 mod reply;
 mod seccomp;
@@ -17,15 +18,18 @@ mod service;
 mod standalone;
 mod starter;
 
-use crate::server::Doors;
+use crate::audit::Audit;
+use crate::generation::Generations;
+use crate::server::{Doors, Here, Parts, Server};
 use crate::starter::Starter;
 use bpfgate_lockdown::{Fatal, Step, capabilities, files, process, syscalls};
 use bpfgate_protocol::identity::{Asker, Units};
 use bpfgate_protocol::messages::helper::Sandbox;
 use bpfgate_protocol::policy::{Machine, file};
-use bpfgate_systemd::installed::Installed;
 use bpfgate_systemd::manager::Manager;
 use clap::Parser;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use std::path::{Path, PathBuf};
 
 /// The broker of bpfgate: hands eBPF maps to apps that hold no capability.
@@ -56,9 +60,12 @@ struct Arguments {
     /// Connections of one user at a time
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
     max_connections_per_user: u32,
-    /// File for audit records, appended to [default: standard output]
-    #[arg(long, value_name = "PATH")]
-    audit: Option<PathBuf>,
+    /// Where audit records go: a file, which is appended to, `journal`, or `-` for standard output
+    /// [default: journal, with --standalone -]
+    ///
+    /// The file stays open: for logrotate say copytruncate.
+    #[arg(long, value_name = "PATH", verbatim_doc_comment)]
+    audit: Option<String>,
 }
 
 fn main() {
@@ -76,22 +83,23 @@ fn run(mut arguments: Arguments) -> Result<(), Fatal> {
     // As many descriptors as there may be: those that clients have not read yet count too, and the limits on
     // connections are our own.
     process::tame(u64::MAX)?;
-    let audit = audit::Audit::open(arguments.audit.as_deref())?;
-    report_policies(&arguments.policies);
+    let place = arguments.audit.as_deref().unwrap_or(if arguments.standalone { "-" } else { "journal" });
+    let audit = Audit::open(&place.into())?;
+    let generations = Generations::first(&arguments.policies).step("reading /etc/passwd and /etc/group")?;
     let (doors, starter, manager, user) = if arguments.standalone {
         let standalone::Started { listener, spawner, user } = standalone::start(&arguments)?;
-        let starter = Starter::by_spawner(spawner, arguments.policies.clone()).step("the spawner")?;
+        let starter = Starter::by_spawner(spawner).step("the spawner")?;
         (Doors { clients: listener, admin: None }, starter, Manager::none(), Some(user))
     } else {
         let service::Started { clients, admin, manager } = service::start()?;
-        let starter = Starter::by_sockets(service::HELPERS.into(), arguments.policies.clone());
+        let starter = Starter::by_sockets(service::HELPERS.into());
         (Doors { clients, admin }, starter, manager, None)
     };
     capabilities::keep_only(&[], user)?;
     process::not_dumpable()?;
     capabilities::assert_none_in_any_thread()?;
     let below: Vec<&Path> =
-        arguments.policies.iter().map(PathBuf::as_path).filter(|path| path.is_dir()).collect();
+        generations.directories().iter().map(PathBuf::as_path).filter(|path| path.is_dir()).collect();
     if below.is_empty() {
         log::warn!("none of the policy directories is there: every app is refused until a restart");
     }
@@ -104,22 +112,23 @@ fn run(mut arguments: Arguments) -> Result<(), Fatal> {
     let machine = Machine::here().step("what this kernel is")?;
     let units = Units::open(Asker::Broker);
     let landlock_abi = files::restrict(&allow, files::Demand::Full)?;
+    let hangups = hangups().step("waiting for SIGHUP")?;
     let uid = nix::unistd::geteuid();
     let seccomp_filters = syscalls::restrict(&seccomp::rows(!arguments.standalone))?;
     let sandbox = Sandbox { landlock_abi, seccomp_filters, capabilities: 0 };
     log::info!("uid {uid}, no capability, landlock ABI {landlock_abi}, {seccomp_filters} seccomp filters");
-    let here = server::Here { sandbox, machine, units };
-    server::Server::new(&arguments, doors, starter, manager, audit, here).step("starting to serve")?.run()
+    let here = Here { sandbox, machine, units };
+    let parts = Parts { doors, generations, hangups, starter, manager, audit, here };
+    Server::new(&arguments, parts).step("starting to serve")?.run()
 }
 
-/// Says of every policy that is not in force why, before the first client asks.
-fn report_policies(directories: &[PathBuf]) {
-    for (app, error) in Installed::read(directories).errors() {
-        match app {
-            Some(app) => log::error!("the policy of {app} is not in force:\n{error}"),
-            None => log::error!("{error}"),
-        }
-    }
+/// SIGHUP as something to read: it says that the policies are to be read again. After the start of children, which would
+/// inherit that it is blocked.
+fn hangups() -> nix::Result<SignalFd> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGHUP);
+    signals.thread_block()?;
+    SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
 }
 
 /// Under a service manager lines begin with their priority, and the journal knows the time.

@@ -1,5 +1,6 @@
 //! From outcomes to the bytes that a client reads.
 
+use crate::server::Fate;
 use bpfgate_protocol::hooks::Capability;
 use bpfgate_protocol::inspect::map_type_name;
 use bpfgate_protocol::messages::Bytes;
@@ -9,6 +10,7 @@ use bpfgate_protocol::policy::Policy;
 use bpfgate_protocol::refusal::{Class, Refusal, printable};
 use bpfgate_protocol::{ADMIN_INTERFACE, INTERFACE};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 /// The description of `org.varlink.service`, which every Varlink service has. Source: varlink.org/Service.
@@ -86,8 +88,8 @@ pub(crate) fn outcome(outcome: &Outcome) -> Vec<u8> {
     let mut fds = Counter(0);
     parameters(&match outcome {
         // A refusal has its own reply.
-        Outcome::Done | Outcome::Refused { .. } => json!({}),
-        Outcome::Loaded { instance, programs, maps } => {
+        Outcome::Done | Outcome::Adopted(_) | Outcome::Refused { .. } => json!({}),
+        Outcome::Loaded { instance, programs, maps, .. } => {
             let programs: Vec<Value> = programs.iter().map(|p| program(p, &mut fds)).collect();
             let maps: Vec<Value> = maps.iter().map(|m| map(m, &mut fds)).collect();
             json!({ "instance": instance.0, "programs": programs, "maps": maps })
@@ -160,6 +162,22 @@ pub(crate) fn status<'a>(
         "sandbox": sandbox(own),
         "helpers": helpers.map(helper).collect::<Vec<_>>(),
     }))
+}
+
+/// `Reload` of the administrator's interface.
+pub(crate) fn reloaded(generation: u64, apps: &BTreeMap<AppName, Fate>) -> Vec<u8> {
+    let app = |(app, fate): (&AppName, &Fate)| {
+        json!({
+            "app": app,
+            "change": fate.change.word(),
+            "helper": fate.helper.word(),
+            "sessions_ended": fate.sessions,
+            "revoked": fate.revoked,
+            "beyond_recall": fate.beyond_recall,
+            "why": fate.why,
+        })
+    };
+    parameters(&json!({ "generation": generation, "apps": apps.iter().map(app).collect::<Vec<_>>() }))
 }
 
 struct Counter(usize);

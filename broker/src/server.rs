@@ -1,9 +1,14 @@
 //! The loop: clients on one side, helpers on the other. It waits for nobody.
 
+mod reload;
+
+pub(crate) use reload::Fate;
+
 use crate::Arguments;
-use crate::audit::{Audit, Record};
-use crate::call::{Call, Frame, Misunderstood, subject};
+use crate::audit::{Audit, Record, Subject};
+use crate::call::{Call, Frame, Misunderstood};
 use crate::connection::{Connection, End, MAX_REQUEST, Next, Session};
+use crate::generation::{Changed, Generations};
 use crate::helpers::{Helper, Request, Said};
 use crate::reply;
 use crate::starter::{Attempt, Start, Starter};
@@ -15,10 +20,12 @@ use bpfgate_protocol::messages::SessionId;
 use bpfgate_protocol::messages::helper::{Outcome, Sandbox, Target, ToHelper, Verb};
 use bpfgate_protocol::names::AppName;
 use bpfgate_protocol::policy::{Machine, Policy, Right};
-use bpfgate_protocol::refusal::{Class, Refusal, printable};
+use bpfgate_protocol::refusal::{Refusal, printable};
+use bpfgate_systemd::grants::hex;
 use bpfgate_systemd::manager::Manager;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::signalfd::SignalFd;
 use nix::sys::socket::{Backlog, getsockopt, listen, sockopt};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
@@ -31,6 +38,7 @@ use std::time::Instant;
 const CLIENTS: u64 = 0;
 const SPAWNER: u64 = 1;
 const ADMIN: u64 = 2;
+const HANGUPS: u64 = 3;
 
 /// The sockets that we listen on.
 pub(crate) struct Doors {
@@ -45,7 +53,19 @@ pub(crate) struct Here {
     pub(crate) units: Units,
 }
 
-/// One of them.
+/// What the start has made.
+pub(crate) struct Parts {
+    pub(crate) doors: Doors,
+    pub(crate) generations: Generations,
+    /// SIGHUP, to be read.
+    pub(crate) hangups: SignalFd,
+    pub(crate) starter: Starter,
+    pub(crate) manager: Manager,
+    pub(crate) audit: Audit,
+    pub(crate) here: Here,
+}
+
+/// One of the doors.
 struct Door {
     listener: UnixListener,
     name: u64,
@@ -57,7 +77,10 @@ struct Door {
 pub(crate) struct Tag {
     /// None: no client waits for the answer (`Close`).
     asker: Option<Asker>,
-    subject: String,
+    subject: Subject,
+    /// By which it is judged, and in which generation that is in force.
+    policy: Arc<Policy>,
+    generation: u64,
 }
 
 /// A request of a client.
@@ -74,6 +97,15 @@ pub(crate) struct Server {
     manager: Manager,
     here: Here,
     pub(crate) started: Instant,
+    generations: Generations,
+    hangups: SignalFd,
+    /// Administrators who wait for a generation of at least this number.
+    reloading: Vec<(u64, u64)>,
+    /// What the last reload means for apps, and those whose helpers have not answered yet.
+    fates: BTreeMap<AppName, Fate>,
+    outstanding: BTreeSet<AppName>,
+    /// Apps without a helper here that it means something for, and that it has not come to yet.
+    untold: VecDeque<Changed>,
     starter: Starter,
     audit: Audit,
     connections: HashMap<u64, Connection>,
@@ -91,14 +123,8 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) fn new(
-        arguments: &Arguments,
-        doors: Doors,
-        starter: Starter,
-        manager: Manager,
-        audit: Audit,
-        here: Here,
-    ) -> std::io::Result<Self> {
+    pub(crate) fn new(arguments: &Arguments, parts: Parts) -> std::io::Result<Self> {
+        let Parts { doors, generations, hangups, starter, manager, audit, here } = parts;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let mut all = Vec::new();
         for (name, listener) in [(CLIENTS, Some(doors.clients)), (ADMIN, doors.admin)] {
@@ -110,6 +136,7 @@ impl Server {
         if let Some(spawner) = starter.spawner() {
             epoll.add(spawner, EpollEvent::new(EpollFlags::EPOLLIN, SPAWNER))?;
         }
+        epoll.add(&hangups, EpollEvent::new(EpollFlags::EPOLLIN, HANGUPS))?;
         manager.ready("serving")?;
         Ok(Self {
             epoll,
@@ -117,6 +144,12 @@ impl Server {
             manager,
             here,
             started: Instant::now(),
+            generations,
+            hangups,
+            reloading: Vec::new(),
+            fates: BTreeMap::new(),
+            outstanding: BTreeSet::new(),
+            untold: VecDeque::new(),
             starter,
             audit,
             connections: HashMap::new(),
@@ -126,7 +159,7 @@ impl Server {
             per_user: HashMap::new(),
             max_connections: arguments.max_connections as usize,
             max_per_user: arguments.max_connections_per_user,
-            last_number: ADMIN,
+            last_number: HANGUPS,
             ready: VecDeque::new(),
             buffer: vec![0; MAX_REQUEST],
         })
@@ -144,6 +177,7 @@ impl Server {
                 match event.data() {
                     door @ (CLIENTS | ADMIN) => self.accept(door),
                     SPAWNER => self.started()?,
+                    HANGUPS => self.hung_up(),
                     number if self.helpers.contains_key(&number) => self.helper_says(number)?,
                     number => self.client_says(number, event.events())?,
                 }
@@ -153,18 +187,19 @@ impl Server {
                     self.requests(number)?;
                 }
             }
+            self.read_on()?;
             self.look_at_the_clock()?;
         }
     }
 
     fn timeout(&self) -> EpollTimeout {
-        if !self.ready.is_empty() {
+        if !self.ready.is_empty() || self.generations.is_reading() || !self.untold.is_empty() {
             return EpollTimeout::ZERO;
         }
         let client = self.deadlines.first().map(|(at, _)| *at);
         let helper = self.helpers.values().flat_map(|h| h.deadline().into_iter().chain(h.retry())).min();
-        let beat = self.manager.next_beat();
-        let Some(next) = client.into_iter().chain(helper).chain(beat).min() else {
+        let others = self.manager.next_beat().into_iter().chain(self.audit.due());
+        let Some(next) = client.into_iter().chain(helper).chain(others).min() else {
             return EpollTimeout::NONE;
         };
         let wait = next.saturating_duration_since(Instant::now()).as_millis() + 1;
@@ -174,6 +209,7 @@ impl Server {
     fn look_at_the_clock(&mut self) -> Result<(), Fatal> {
         let now = Instant::now();
         self.manager.beat(now).step("the service manager")?;
+        self.audit.summarize(now)?;
         while let Some(&(at, number)) = self.deadlines.first().filter(|(at, _)| *at <= now) {
             self.deadlines.remove(&(at, number));
             let Some(connection) = self.connections.get_mut(&number) else { continue };
@@ -251,8 +287,9 @@ impl Server {
     fn refuse_at_the_door(&mut self, stream: &OwnedFd, refusal: &Refusal) {
         let request = self.audit.request_id();
         if let Ok(peer) = Peer::of(stream.as_fd()) {
-            let mut record = Record::of(&peer, &request, "connect", "");
-            (record.verdict, record.why) = (refusal.class.name(), Some(refusal.why.as_str()));
+            let generation = self.generations.in_force().number;
+            let mut record = Record::of(&peer, &request, generation, "connect", Subject::default());
+            record.refused(refusal);
             if let Err(error) = self.audit.write(&record) {
                 log::error!("{error}");
             }
@@ -305,7 +342,7 @@ impl Server {
             }
             Next::TooLong => {
                 let refusal = Refusal::invalid(format!("a request is longer than {MAX_REQUEST} bytes"));
-                self.refuse(number, &refusal, false, "?", "", None)?;
+                self.refuse(number, &refusal, false, "?", Subject::default(), None)?;
                 self.close_after_reply(number);
             }
             Next::Nothing => {}
@@ -374,8 +411,9 @@ impl Server {
         let unopened =
             helper.cancel(|tag| tag.asker.as_ref().is_some_and(|asker| asker.connection == number));
         if !unopened {
-            let tag = Tag { asker: None, subject: String::new() };
-            helper.push(Request { message: ToHelper::Close { session: session.id }, fd: None, tag });
+            let (policy, generation) = (helper.policy.clone(), self.generations.in_force().number);
+            let tag = Tag { asker: None, subject: Subject::default(), policy, generation };
+            helper.push(Request { message: ToHelper::Close { session: session.id }, fds: Vec::new(), tag });
         }
         self.pass_on(helper_number);
     }
@@ -386,7 +424,7 @@ impl Server {
         let frame = match Frame::parse(bytes) {
             Ok(frame) => frame,
             Err(refusal) => {
-                self.refuse(number, &refusal, false, "?", "", None)?;
+                self.refuse(number, &refusal, false, "?", Subject::default(), None)?;
                 self.close_after_reply(number);
                 return Ok(());
             }
@@ -402,33 +440,37 @@ impl Server {
                 }
                 return Ok(());
             }
+            Ok(Call::Reload) => return self.reload(number, frame.oneway),
             Ok(Call::Instances { app }) => {
                 return match self.survey(number, &app, frame.oneway) {
                     Ok(()) => Ok(()),
-                    Err(refusal) => self.refuse(number, &refusal, frame.oneway, "Survey", app.as_str(), None),
+                    Err(refusal) => {
+                        let about = Subject::plain(app.as_str());
+                        self.refuse(number, &refusal, frame.oneway, "Survey", about, None)
+                    }
                 };
             }
             Ok(Call::Description { interface }) => reply::description(&interface),
             Err(Misunderstood::Standard(name, parameters)) => reply::standard(name, &parameters),
             Err(Misunderstood::Refusal(refusal)) => {
                 let verb = printable(frame.split().1, 30);
-                return self.refuse(number, &refusal, frame.oneway, &verb, "", None);
+                return self.refuse(number, &refusal, frame.oneway, &verb, Subject::default(), None);
             }
             Ok(Call::Open { app, text }) => {
                 return match self.open(number, app, frame.oneway) {
                     Ok(()) => Ok(()),
                     Err((refusal, policy)) => {
-                        let text = printable(&text, 64);
-                        self.refuse(number, &refusal, frame.oneway, "Open", &text, policy.as_deref())
+                        let about = Subject::plain(printable(&text, 64));
+                        self.refuse(number, &refusal, frame.oneway, "Open", about, policy.as_deref())
                     }
                 };
             }
             Ok(Call::Verb(verb)) => {
-                let (name, about) = (printable(frame.split().1, 30), subject(&verb));
+                let (name, subject) = (printable(frame.split().1, 30), self.subject(number, &verb));
                 return match self.verb(number, verb, frame.oneway) {
                     Ok(()) => Ok(()),
                     Err((refusal, policy)) => {
-                        self.refuse(number, &refusal, frame.oneway, &name, &about, policy.as_deref())
+                        self.refuse(number, &refusal, frame.oneway, &name, subject, policy.as_deref())
                     }
                 };
             }
@@ -439,6 +481,12 @@ impl Server {
         Ok(())
     }
 
+    fn subject(&self, number: u64, verb: &Verb) -> Subject {
+        let session = self.connections.get(&number).and_then(|connection| connection.session.as_ref());
+        let helper = session.and_then(|session| self.helpers.get(self.helper_of.get(&session.app)?));
+        helper.map_or_else(|| Subject::of(verb), |helper| subject(helper, verb))
+    }
+
     /// Answers no, with a record.
     fn refuse(
         &mut self,
@@ -446,16 +494,17 @@ impl Server {
         refusal: &Refusal,
         oneway: bool,
         verb: &str,
-        about: &str,
+        subject: Subject,
         policy: Option<&Policy>,
     ) -> Result<(), Fatal> {
         let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
         let request = self.audit.request_id();
         if let Ok(peer) = Peer::of(connection.socket()) {
             let app = connection.session.as_ref().map(|session| session.app.as_str());
-            let mut record = Record::of(&peer, &request, verb, about);
+            let generation = self.generations.in_force().number;
+            let mut record = Record::of(&peer, &request, generation, verb, subject);
             record.app = app;
-            (record.verdict, record.why) = (refusal.class.name(), Some(refusal.why.as_str()));
+            record.refused(refusal);
             record.by = policy.map(|policy| refusal.line.map_or(policy.file.clone(), |line| policy.at(line)));
             self.audit.write(&record)?;
         }
@@ -478,11 +527,7 @@ impl Server {
         }
         let app = app.ok_or_else(|| no(Refusal::denied("this cannot be the name of an app")))?;
         let now = Instant::now();
-        let policy = match self.starter.policy(&app) {
-            Ok(Some(policy)) => policy,
-            Ok(None) => return Err(no(Refusal::denied("there is no policy for this app"))),
-            Err(error) => return Err(no(Refusal::denied(error.lines().join("; ")))),
-        };
+        let policy = self.policy(&app).map_err(no)?;
         let with = |refusal: Refusal| (refusal, Some(policy.clone()));
         let peer = self
             .identify(number, &policy)
@@ -491,7 +536,6 @@ impl Server {
         if let Some(why) = policy.require.missing(self.here.machine, self.here.sandbox.landlock_abi) {
             return Err(with(Refusal::unsupported(why).by_line(policy.require.line)));
         }
-        self.make_way(&app, &policy).map_err(with)?;
         let sessions =
             self.helper_of.get(&app).and_then(|n| self.helpers.get(n)).map(|helper| helper.sessions);
         if sessions.is_some_and(|sessions| sessions >= policy.limits.connections) {
@@ -506,13 +550,15 @@ impl Server {
         let request = self.audit.request_id();
         let asker = Asker { connection: number, peer: peer.clone(), request, oneway };
         if let Some(connection) = self.connections.get_mut(&number) {
-            connection.session = Some(Box::new(Session { app: app.clone(), id, peer, permit: None }));
+            connection.session =
+                Some(Box::new(Session { app: app.clone(), id, peer, permit: None, revoked: false }));
             connection.busy = true;
         }
         if let Some(entry) = self.helpers.get_mut(&helper) {
             entry.sessions += 1;
-            let tag = Tag { asker: Some(asker), subject: app.to_string() };
-            entry.push(Request { message: ToHelper::Open { session: id }, fd: None, tag });
+            let generation = self.generations.in_force().number;
+            let tag = Tag { asker: Some(asker), subject: Subject::plain(app.as_str()), policy, generation };
+            entry.push(Request { message: ToHelper::Open { session: id }, fds: Vec::new(), tag });
         }
         self.pass_on(helper);
         Ok(())
@@ -528,11 +574,7 @@ impl Server {
 
     /// Asks a helper what it has, for the administrator. One that does not run is started, if it is behind a socket.
     fn survey(&mut self, number: u64, app: &AppName, oneway: bool) -> Result<(), Refusal> {
-        let policy = match self.starter.policy(app) {
-            Ok(Some(policy)) => policy,
-            Ok(None) => return Err(Refusal::denied("there is no policy for this app")),
-            Err(error) => return Err(Refusal::denied(error.lines().join("; "))),
-        };
+        let policy = self.policy(app)?;
         if !self.helper_of.contains_key(app) {
             self.start_helper(app, &policy, Instant::now())?;
         }
@@ -543,10 +585,12 @@ impl Server {
         let helper = self.helper_of[app];
         let tag = Tag {
             asker: Some(Asker { connection: number, peer, request, oneway }),
-            subject: app.to_string(),
+            subject: Subject::plain(app.as_str()),
+            policy,
+            generation: self.generations.in_force().number,
         };
         if let Some(entry) = self.helpers.get_mut(&helper) {
-            entry.push(Request { message: ToHelper::Survey, fd: None, tag });
+            entry.push(Request { message: ToHelper::Survey, fds: Vec::new(), tag });
         }
         self.pass_on(helper);
         Ok(())
@@ -564,24 +608,12 @@ impl Server {
         reply::status(uptime, self.connections.len(), &self.here.sandbox, helpers)
     }
 
-    /// A helper serves the policy that it read at its start. If the file is another one by now, it ends with its last
-    /// session, and takes no new ones.
-    fn make_way(&mut self, app: &AppName, policy: &Policy) -> Result<(), Refusal> {
-        let Some(&number) = self.helper_of.get(app) else { return Ok(()) };
-        match self.helpers.get(&number) {
-            Some(helper) if helper.policy.digest != policy.digest && helper.was_ready() => {
-                if self.starter.has_sockets() {
-                    return Err(outdated());
-                }
-                if helper.sessions > 0 {
-                    let why = "the policy of this app was changed; its helper ends when the sessions of before have ended";
-                    return Err(Refusal::new(Class::Busy, why));
-                }
-                log::info!("the policy of {app} was changed: its helper ends, and what it kept with it");
-                self.forget_helper(number);
-                Ok(())
-            }
-            _ => Ok(()),
+    /// The policy of an app that is in force.
+    fn policy(&self, app: &AppName) -> Result<Arc<Policy>, Refusal> {
+        match self.generations.in_force().of(app) {
+            Some(Ok(policy)) => Ok(policy.clone()),
+            Some(Err(error)) => Err(Refusal::denied(error.lines().join("; "))),
+            None => Err(Refusal::denied("there is no policy for this app")),
         }
     }
 
@@ -617,6 +649,9 @@ impl Server {
 
     fn verb(&mut self, number: u64, verb: Verb, oneway: bool) -> Result<(), (Refusal, Option<Arc<Policy>>)> {
         let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
+        if connection.session.as_ref().is_some_and(|session| session.revoked) {
+            return Err((revoked(), None));
+        }
         let opened =
             connection.session.as_ref().and_then(|session| Some((session, session.permit.as_ref()?)));
         let Some((session, permit)) = opened else {
@@ -641,9 +676,11 @@ impl Server {
         };
         let request = self.audit.request_id();
         let asker = Asker { connection: number, peer: session.peer.clone(), request, oneway };
-        let tag = Tag { asker: Some(asker), subject: subject(&verb) };
+        let (policy, generation) = (permit.policy().clone(), self.generations.in_force().number);
+        let subject = subject(helper, &verb);
+        let tag = Tag { asker: Some(asker), subject, policy, generation };
         let message = ToHelper::Ask { session: session.id, verb };
-        helper.push(Request { message, fd, tag });
+        helper.push(Request { message, fds: fd.into_iter().collect(), tag });
         connection.busy = true;
         self.pass_on(helper_number);
         Ok(())
@@ -684,20 +721,20 @@ impl Server {
 
     fn helper_says(&mut self, number: u64) -> Result<(), Fatal> {
         let Some(helper) = self.helpers.get_mut(&number) else { return Ok(()) };
-        match helper.receive(Instant::now(), self.starter.directories()) {
+        let said = helper.receive(Instant::now());
+        match said {
             Said::Nothing => Ok(()),
-            Said::Ready => {
+            Said::Ready | Said::Outdated => {
                 let app = helper.app.clone();
                 self.starter.succeeded(&app);
                 log::info!("helper of {app} is ready");
+                if matches!(said, Said::Outdated) || self.outstanding.contains(&app) {
+                    self.have_adopted(number, true);
+                }
                 self.pass_on(number);
                 Ok(())
             }
             Said::Lost(why) => self.lost(number, &why),
-            Said::Outdated if self.starter.has_sockets() => {
-                self.lost_because(number, "it serves the policy of before", &outdated())
-            }
-            Said::Outdated => self.lost(number, "it serves another policy than the one in force"),
             Said::Answer { request, outcome, line, fds } => {
                 self.answered(number, request, outcome, line, fds)?;
                 self.pass_on(number);
@@ -714,30 +751,36 @@ impl Server {
         line: Option<u32>,
         mut fds: Vec<OwnedFd>,
     ) -> Result<(), Fatal> {
-        let Request { message, tag: Tag { asker, subject }, .. } = request;
+        let Request { message, tag: Tag { asker, mut subject, policy, generation }, .. } = request;
+        if matches!(message, ToHelper::Adopt { .. }) {
+            return self.adopted(number, outcome);
+        }
         let Some(Asker { connection, peer, request, oneway }) = asker else { return Ok(()) };
         let Some(helper) = self.helpers.get_mut(&number) else { return Ok(()) };
-        let mut record = Record::of(&peer, &request, message.row().name, &subject);
+        subject.add(&outcome);
+        if let (
+            Outcome::Loaded { instance, digest, .. },
+            ToHelper::Ask { verb: Verb::Load { object, .. }, .. },
+        ) = (&outcome, &message)
+        {
+            helper.remember(instance.0, object.clone(), *digest);
+            subject.digest = Some(hex(digest));
+        }
+        let mut record = Record::of(&peer, &request, generation, message.row().name, subject);
         record.app = Some(helper.app.as_str());
-        record.by = Some(line.map_or(helper.policy.file.clone(), |line| helper.policy.at(line)));
+        record.by = Some(line.map_or(policy.file.clone(), |line| policy.at(line)));
         if let Outcome::Refused { refusal, .. } = &outcome {
-            (record.verdict, record.why) = (refusal.class.name(), Some(refusal.why.as_str()));
+            record.refused(refusal);
         }
         self.audit.write(&record)?;
-        if let (Outcome::Loaded { instance, .. }, ToHelper::Ask { verb: Verb::Load { object, .. }, .. }) =
-            (&outcome, &message)
-        {
-            helper.remember(instance.0, object.clone());
-        }
-        let policy = helper.policy.clone();
         // The client may be gone: then its session is closed already, and the descriptors end here.
         let Some(entry) = self.connections.get_mut(&connection) else { return Ok(()) };
         entry.busy = false;
         if matches!(message, ToHelper::Open { .. }) {
-            if let (Outcome::Done, Ok(permit)) = (&outcome, authorize(&policy, &peer)) {
-                if let Some(session) = &mut entry.session {
-                    session.permit = Some(permit);
-                }
+            if let (Outcome::Done, Some(session)) = (&outcome, &mut entry.session) {
+                // By the policy of now: the helper hears of it next, if it is not that of the answer.
+                session.permit = authorize(&helper.policy, &peer).ok();
+                session.revoked = session.permit.is_none();
             } else {
                 entry.session = None;
                 helper.sessions = helper.sessions.saturating_sub(1);
@@ -775,17 +818,26 @@ impl Server {
         let refusal = Refusal::helper(format!(
             "the helper of this app has ended or did not start; the {place} says why"
         ));
-        self.lost_because(number, why, &refusal)
+        log::error!(
+            "helper of {}: {why}",
+            self.helpers.get(&number).map_or("?", |helper| helper.app.as_str())
+        );
+        self.lost_because(number, why, &refusal, Farewell::None)
     }
 
-    fn lost_because(&mut self, number: u64, why: &str, refusal: &Refusal) -> Result<(), Fatal> {
+    fn lost_because(
+        &mut self,
+        number: u64,
+        why: &str,
+        refusal: &Refusal,
+        farewell: Farewell,
+    ) -> Result<(), Fatal> {
         let Some(helper) = self.forget_helper(number) else { return Ok(()) };
         let app = helper.app.clone();
-        log::error!("helper of {app}: {why}");
         let mut told = Vec::new();
         for Request { message, tag, .. } in helper.into_requests() {
             let Some(Asker { connection, peer, request, oneway }) = tag.asker else { continue };
-            let mut record = Record::of(&peer, &request, message.row().name, &tag.subject);
+            let mut record = Record::of(&peer, &request, tag.generation, message.row().name, tag.subject);
             record.app = Some(app.as_str());
             (record.verdict, record.why) = (refusal.class.name(), Some(why));
             self.audit.write(&record)?;
@@ -801,6 +853,9 @@ impl Server {
             |connection: &Connection| connection.session.as_ref().is_some_and(|session| session.app == app);
         let ended: Vec<u64> = self.connections.iter().filter(|(_, c)| is_its(c)).map(|(n, _)| *n).collect();
         for number in ended {
+            if farewell == Farewell::Said && !told.contains(&number) {
+                self.say_farewell(number, refusal)?;
+            }
             if let Some(connection) = self.connections.get_mut(&number) {
                 connection.busy = false;
                 connection.closing = true;
@@ -812,15 +867,30 @@ impl Server {
         for number in told {
             self.requests(number)?;
         }
-        Ok(())
+        self.settled(&app)
     }
 }
 
-/// The file is not what the running helper has read.
-fn outdated() -> Refusal {
-    let why =
-        "the policy of this app was changed and is not in force yet: `bpfgate policy apply` puts it in force";
-    Refusal::new(Class::Busy, why)
+/// What a request is about, as far as it is known here.
+fn subject(helper: &Helper<Tag>, verb: &Verb) -> Subject {
+    let mut subject = Subject::of(verb);
+    if let Some(instance) = subject.instance {
+        subject.object = helper.object(instance).map(ToString::to_string);
+        subject.digest = helper.digest(instance).map(|digest| hex(digest));
+    }
+    subject
+}
+
+/// What a client gets whose session ends because of a reload.
+fn revoked() -> Refusal {
+    Refusal::gone("the policy in force has no entry for this client any more")
+}
+
+/// Whether clients that wait for nothing are told why their session ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Farewell {
+    Said,
+    None,
 }
 
 /// The early check: the same one that the helper makes, to answer at once and to say why. What it cannot know here

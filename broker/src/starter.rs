@@ -1,44 +1,15 @@
-//! How a helper comes to be: policies as they are on disk now, and who is asked for a new process.
+//! How a helper comes to be: who is asked for a new process.
 
 use bpfgate_protocol::channel::{Channel, ChannelError};
 use bpfgate_protocol::messages::spawner::{FromSpawner, ToSpawner};
 use bpfgate_protocol::names::AppName;
-use bpfgate_protocol::policy::{Policy, PolicyError, file};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// After a helper that did not start: 100 ms, doubled each time, at most this.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
-/// Policies that are remembered.
-const MAX_POLICIES: usize = 4096;
-
-/// A policy that was read.
-type Verdict = Result<Arc<Policy>, Arc<PolicyError>>;
-
-/// What tells whether a policy file, a directory above it, or an account that it may name, is still the same.
-#[derive(PartialEq, Eq)]
-struct Stamp(Vec<(u64, u64, i64, i64, u64)>);
-
-impl Stamp {
-    /// None if no directory has a file for this app.
-    fn of(directories: &[PathBuf], app: &AppName) -> Option<Self> {
-        use std::os::unix::fs::MetadataExt;
-        // A change of mode or owner changes ctime too.
-        let look = |path: &Path| {
-            let m = path.symlink_metadata().ok()?;
-            Some((m.dev(), m.ino(), m.ctime(), m.ctime_nsec(), m.size()))
-        };
-        let name = format!("{app}.toml");
-        let file =
-            directories.iter().map(|directory| directory.join(&name)).find(|path| look(path).is_some())?;
-        let accounts = ["/etc/passwd", "/etc/group"].map(Path::new);
-        Some(Self(file.ancestors().chain(accounts).filter_map(look).collect()))
-    }
-}
-
 /// Who starts helpers.
 enum Way {
     /// The spawner: it is asked, and hands over a channel.
@@ -54,9 +25,6 @@ enum Way {
 /// The way to new helpers.
 pub(crate) struct Starter {
     way: Way,
-    directories: Vec<PathBuf>,
-    /// Policies by app, as long as their files stay as they are: whoever asks for an app makes nobody read it twice.
-    cache: BTreeMap<AppName, (Stamp, Verdict)>,
     /// Apps whose last helper did not start: when to try again, and how long to wait after that.
     backoff: BTreeMap<AppName, (Instant, Duration)>,
 }
@@ -81,17 +49,17 @@ pub(crate) enum Attempt {
 }
 
 impl Starter {
-    pub(crate) fn by_spawner(spawner: Channel, directories: Vec<PathBuf>) -> std::io::Result<Self> {
+    pub(crate) fn by_spawner(spawner: Channel) -> std::io::Result<Self> {
         spawner.set_nonblocking()?;
-        Ok(Self::new(Way::Spawner { channel: spawner, expected: None }, directories))
+        Ok(Self::new(Way::Spawner { channel: spawner, expected: None }))
     }
 
-    pub(crate) fn by_sockets(place: PathBuf, directories: Vec<PathBuf>) -> Self {
-        Self::new(Way::Sockets(place), directories)
+    pub(crate) fn by_sockets(place: PathBuf) -> Self {
+        Self::new(Way::Sockets(place))
     }
 
-    fn new(way: Way, directories: Vec<PathBuf>) -> Self {
-        Self { way, directories, cache: BTreeMap::new(), backoff: BTreeMap::new() }
+    fn new(way: Way) -> Self {
+        Self { way, backoff: BTreeMap::new() }
     }
 
     /// Helpers are behind sockets: they come and go by themselves.
@@ -99,38 +67,11 @@ impl Starter {
         matches!(self.way, Way::Sockets(_))
     }
 
-    pub(crate) fn directories(&self) -> &[PathBuf] {
-        &self.directories
-    }
-
     pub(crate) fn spawner(&self) -> Option<BorrowedFd<'_>> {
         match &self.way {
             Way::Spawner { channel, .. } => Some(channel.as_fd()),
             Way::Sockets(_) => None,
         }
-    }
-
-    /// The policy of an app as it is on disk now; none if there is no file. A new error is logged once.
-    pub(crate) fn policy(&mut self, app: &AppName) -> Result<Option<Arc<Policy>>, Arc<PolicyError>> {
-        let Some(stamp) = Stamp::of(&self.directories, app) else { return Ok(None) };
-        if let Some((then, result)) = self.cache.get(app)
-            && *then == stamp
-        {
-            return result.clone().map(Some);
-        }
-        let result = match file::read(&self.directories, app) {
-            Ok(None) => return Ok(None),
-            Ok(Some(policy)) => Ok(Arc::new(policy)),
-            Err(error) => {
-                log::error!("the policy of {app} is not in force:\n{error}");
-                Err(Arc::new(error))
-            }
-        };
-        if self.cache.len() >= MAX_POLICIES {
-            self.cache.clear();
-        }
-        self.cache.insert(app.clone(), (stamp, result.clone()));
-        result.map(Some)
     }
 
     /// Asks for a helper.

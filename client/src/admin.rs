@@ -90,6 +90,37 @@ pub struct Survey {
     pub instances: Vec<SurveyedInstance>,
 }
 
+/// What a reload means for one app.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Reloaded {
+    /// Which.
+    pub app: String,
+    /// `new`, `changed`, `removed` or `invalid`.
+    pub change: String,
+    /// What became of its helper: `none` ran, it `adopted` the policy, it `ended`, or it needs a `restart`.
+    pub helper: String,
+    /// Sessions that ended.
+    pub sessions_ended: u64,
+    /// What was detached and released.
+    pub revoked: Vec<String>,
+    /// What clients hold and would not be given any more; it cannot be taken back.
+    pub beyond_recall: Vec<String>,
+    /// Why its helper did not go on.
+    #[serde(default)]
+    pub why: Option<String>,
+}
+
+/// A reload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Reload {
+    /// The number of the policies that are in force now.
+    pub generation: u64,
+    /// Whose policy is another one than before.
+    pub apps: Vec<Reloaded>,
+}
+
 /// A connection to the broker's socket for administrators.
 pub struct Admin {
     connection: Connection,
@@ -110,6 +141,13 @@ impl Admin {
         let (status, fds) = self.connection.call("io.bpfgate.Admin.Status", &Nothing {})?;
         fds.finish()?;
         Ok(status)
+    }
+
+    /// Has all policies read again; returns when they are in force.
+    pub fn reload(&mut self) -> Result<Reload, Error> {
+        let (reload, fds) = self.connection.call("io.bpfgate.Admin.Reload", &Nothing {})?;
+        fds.finish()?;
+        Ok(reload)
     }
 
     /// What the helper of an app has loaded and attached. It is started if it does not run.

@@ -12,8 +12,8 @@ use std::time::Duration;
 /// How often to look whether everything is there: an interface may come, and go, at any time.
 pub(crate) const AGAIN: Duration = Duration::from_secs(2);
 
+#[derive(Default)]
 pub(crate) struct Boot {
-    permit: BootPermit,
     /// Something is wrong that only a new start can mend: it opens anew what the policy names.
     pub(crate) stuck: bool,
     /// What went wrong with which object or target, so that it is said once and not at every look.
@@ -21,13 +21,10 @@ pub(crate) struct Boot {
 }
 
 impl Boot {
-    pub(crate) fn new(permit: BootPermit) -> Self {
-        Self { permit, stuck: false, said: BTreeMap::new() }
-    }
-
     /// Loads and attaches what is not there.
     pub(crate) fn look(&mut self, state: &mut State) {
-        let permit = self.permit.clone();
+        // The policy of now.
+        let Some(permit) = BootPermit::of(&state.policy) else { return };
         self.stuck = false;
         for load in permit.loads() {
             let object = load.object().clone();
@@ -38,12 +35,12 @@ impl Boot {
             };
             self.stuck |= made.is_err();
             if let Some(id) = self.say(&format!("object {object}"), made) {
-                self.attach_all(state, id);
+                self.attach_all(state, &permit, id);
             }
         }
     }
 
-    fn attach_all(&mut self, state: &mut State, id: InstanceId) {
+    fn attach_all(&mut self, state: &mut State, permit: &BootPermit, id: InstanceId) {
         let Some(instance) = state.instances.get(&id) else { return };
         let object = instance.object.clone();
         // A question that cannot be answered is no reason to detach.
@@ -56,7 +53,7 @@ impl Boot {
                 eprintln!("bpfgate-helper: {}", refusal.why);
             }
         }
-        for permit in self.permit.attachments(&object) {
+        for permit in permit.attachments(&object) {
             let (program, kind) = (permit.rule().program.clone(), permit.rule().hook.kind());
             let target = permit.target().clone();
             let there = state.instances.get(&id).and_then(|i| i.link_to(&program, kind, &target));

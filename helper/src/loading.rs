@@ -3,7 +3,7 @@
 //! else is read from the bytes it sent.
 
 use crate::loader::Loader;
-use crate::maps::Map;
+use crate::maps::{Issued, Map};
 use bpfgate_bpf::{self as bpf, PossibleCpus};
 use bpfgate_protocol::authorize::LoadPermit;
 use bpfgate_protocol::functions;
@@ -390,7 +390,7 @@ impl Transaction<'_> {
         for (name, handle) in names {
             match held.get_mut(place(handle)).and_then(Option::take) {
                 Some(Held::Map { fd, purpose: Purpose::Object(_), frozen }) => {
-                    maps.push(Map { name, fd, frozen });
+                    maps.push(Map { name, fd, frozen, issued: Issued::default() });
                 }
                 _ => return Err(astray()),
             }

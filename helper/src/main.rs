@@ -1,5 +1,6 @@
 //! `bpfgate-helper APP`: the one process of an app that holds capabilities. It parses one root-owned policy file,
-//! opens what that names, locks itself down, and from then on takes typed, bounded messages only.
+//! opens what that names, locks itself down, and from then on takes typed, bounded messages only; and, when it is
+//! changed, that file again ([`adopt`]).
 //!
 //! `run_helper` below is the start-up, top to bottom; every step fails closed. Under systemd it is started when the
 //! broker knocks, and what it is to keep outlives it ([`store`]). `bpfgate-helper --spawner` is PID 1's stand-in where
@@ -8,10 +9,12 @@
 //! Distrusted: the broker (it may be taken over: [`serve`]), the loader (an object may have taken it over:
 //! [`loading`]), the clients. Trusted: the kernel, root's policy file, the process that started this one.
 
+mod adopt;
 mod attach;
 mod boot;
 mod entrance;
 mod inventory;
+mod judge;
 mod loader;
 mod loading;
 mod maps;
@@ -33,11 +36,10 @@ use crate::state::State;
 use crate::store::Store;
 use bpfgate_lockdown::capabilities::User;
 use bpfgate_lockdown::{Fatal, Step, capabilities, files, process, syscalls};
-use bpfgate_protocol::authorize::BootPermit;
 use bpfgate_protocol::channel::Channel;
 use bpfgate_protocol::messages::helper::{FromHelper, Sandbox};
 use bpfgate_protocol::names::AppName;
-use bpfgate_protocol::policy::{Machine, Policy, Sandboxing, file, needed};
+use bpfgate_protocol::policy::{Keep, Machine, Policy, Sandboxing, file, needed};
 use bpfgate_protocol::{DEFAULT_SOCKET, INNER_VERSION};
 use bpfgate_systemd::manager::{Manager, Named};
 use std::path::PathBuf;
@@ -203,12 +205,14 @@ fn start(
         return Err(Fatal(format!("{}: {why}", policy.at(policy.require.line))));
     }
     entrance.prepare()?;
-    let mut rounds = Rounds::new(BootPermit::of(&policy).map(Boot::new), !arguments.service);
+    let mut rounds = Rounds::new((policy.keep == Keep::Boot).then(Boot::default), !arguments.service);
     let seccomp_filters = syscalls::restrict(&seccomp::rows(arguments.service))?;
     self_test()?;
     let sandbox = Sandbox { landlock_abi, seccomp_filters, capabilities: capabilities::mask(&keep) };
     let ready = FromHelper::Ready { version: INNER_VERSION, policy: policy.digest, sandbox };
-    let mut state = State::new(policy, inventory, loader, arguments.socket.clone(), Store::new(manager));
+    let store = Store::new(manager);
+    let (directories, socket) = (&arguments.policies, arguments.socket.clone());
+    let mut state = State::new(app, directories, policy, inventory, loader, socket, store);
     restore::restore(&mut state, kept)?;
     rounds.begin(&mut state);
     state.say_ready()?;

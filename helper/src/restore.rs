@@ -4,8 +4,9 @@
 //! together what belongs together. What is missing is missing, what nobody knows is closed, what is no longer allowed
 //! is detached; each is said.
 
-use crate::attach::{self, Attached, Way};
-use crate::maps::Map;
+use crate::attach::{self, Attached};
+use crate::judge::{Origin, judge};
+use crate::maps::{Issued, Map};
 use crate::state::{Instance, Link, Program, State};
 use crate::store::{
     InstanceRecord, LinkRecord, RECORD, Record, Versioned, link_name, map_name, program_name,
@@ -13,16 +14,15 @@ use crate::store::{
 use bpfgate_bpf::Description;
 use bpfgate_lockdown::Fatal;
 use bpfgate_protocol::codec::{self, MAX_MESSAGE};
-use bpfgate_protocol::messages::helper::Target;
 use bpfgate_protocol::names::ProgramName;
-use bpfgate_protocol::policy::Keep;
+use bpfgate_protocol::policy::Policy;
 use bpfgate_protocol::policy::object::SEALS;
 use bpfgate_protocol::refusal::printable;
 use bpfgate_systemd::manager::Named;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::uio::pread;
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// Numbers count up from 1; who has come this far has not counted.
 const MAX_NUMBER: u64 = 1 << 48;
@@ -148,19 +148,24 @@ pub(crate) fn restore(state: &mut State, kept: Vec<Kept>) -> Result<(), Fatal> {
     for one in kept {
         pool.0.entry(one.name.clone()).or_default().push(one);
     }
-    let mut revoked = Vec::new();
+    let (mut revoked, mut gone) = (Vec::new(), Vec::new());
     if let Some((generation, record)) = pool.record() {
         state.store.generation = generation;
         (state.last_instance, state.last_link) = (record.last_instance, record.last_link);
         let same_network = record.network == state.inventory.network_id;
         for entry in record.instances {
             let id = entry.id;
-            let (instance, links) = instance(state, &mut pool, entry, same_network);
+            let (instance, complete) = instance(&mut pool, entry, &state.policy);
+            let origin = Origin::Kept { complete, same_network };
+            let (instance, links) = judge(state, id, instance, origin, &mut gone);
             revoked.extend(links);
             if let Some(instance) = instance {
                 state.instances.insert(id, instance);
             }
         }
+    }
+    for what in gone {
+        eprintln!("bpfgate-helper: revoked: {what}");
     }
     // Detached whoever else holds them, before anybody is served.
     for link in revoked {
@@ -188,15 +193,9 @@ pub(crate) fn restore(state: &mut State, kept: Vec<Kept>) -> Result<(), Fatal> {
     forgotten.and(kept).map_err(|refusal| Fatal(refusal.why))
 }
 
-/// One instance, and the links of it that may not stay.
-fn instance(
-    state: &State,
-    pool: &mut Pool,
-    entry: InstanceRecord,
-    same_network: bool,
-) -> (Option<Instance>, Vec<Link>) {
+/// An instance as far as it has come back, and whether all of its maps have.
+fn instance(pool: &mut Pool, entry: InstanceRecord, policy: &Policy) -> (Instance, bool) {
     let InstanceRecord { id, object, digest, map_bytes, functions, globals, programs, maps, links } = entry;
-    let policy = &state.policy;
     let numbers: BTreeMap<ProgramName, u32> =
         programs.iter().map(|(info, number)| (info.name.clone(), *number)).collect();
     let map_count = maps.len();
@@ -214,68 +213,21 @@ fn instance(
         .filter_map(|(name, number)| {
             let Kept { fd, frozen, .. } =
                 pool.claim(&map_name(id, &name), Kind::Map, |got| got.id == number)?;
-            Some(Map { name, fd, frozen })
+            Some(Map { name, fd, frozen, issued: Issued::unknown(frozen) })
         })
         .collect();
-    let budget = state.budget();
-    let fits = programs.len() <= budget.programs as usize
-        && maps.len() <= budget.maps as usize
-        && map_bytes <= budget.map_bytes;
-    let mut stays = policy.keep.is_persistent()
-        && !programs.is_empty()
-        && fits
-        && policy.still_approves(&object, &digest, &functions, &globals);
-    if policy.keep == Keep::Boot {
-        // What is loaded at boot follows its file and its policy: less than all of it is loaded anew.
-        let current = state.inventory.objects.get(&object).and_then(|opened| opened.as_ref().ok());
-        stays &= current.is_some_and(|approved| approved.digest == digest)
-            && policy.objects.get(&object).is_some_and(|rules| {
-                rules
-                    .programs
-                    .iter()
-                    .all(|rule| programs.iter().any(|program| program.info.name == rule.program))
-            })
-            && maps.len() == map_count;
-    }
-    let room = (policy.limits.links as usize).saturating_sub(state.links());
-    let (mut kept, mut revoked) = (Vec::new(), Vec::new());
-    for LinkRecord { info, way, shared, number } in links {
-        let runs = numbers.get(&info.program).copied();
-        let is = |got: &Description| {
-            got.id == number && Some(got.program) == runs && got.kind == attach::link_type(info.hook)
-        };
-        let Some(Kept { fd, .. }) = pool.claim(&link_name(info.id), Kind::Link, is) else { continue };
-        let allowed = policy
-            .rules_for(&object, &info.program, info.hook, &info.target)
-            .any(|rule| Way::of(&rule.hook) == way && (rule.link_fd || !shared));
-        let there = same_network || !matches!(info.target, Target::Interface(_));
-        let there = there && is_where_it_was(state, &info.target, fd.as_fd());
-        let link = Link { info, way, attached: Attached::from(fd), shared };
-        if stays && allowed && there && kept.len() < room {
-            kept.push(link);
-        } else {
-            let (number, program, target) = (link.info.id.0, &link.info.program, &link.info.target);
-            let why = if there { "revoked" } else { "not there any more" };
-            eprintln!("bpfgate-helper: {why}: link {number}, program {program} on {target}");
-            revoked.push(link);
-        }
-    }
-    if !stays {
-        eprintln!("bpfgate-helper: revoked: instance {} of object {object}", id.0);
-        return (None, revoked);
-    }
+    let links = links
+        .into_iter()
+        .filter_map(|LinkRecord { info, way, shared, number }| {
+            let runs = numbers.get(&info.program).copied();
+            let is = |got: &Description| {
+                got.id == number && Some(got.program) == runs && got.kind == attach::link_type(info.hook)
+            };
+            let Kept { fd, .. } = pool.claim(&link_name(info.id), Kind::Link, is)?;
+            Some(Link { info, way, attached: Attached::from(fd), shared })
+        })
+        .collect();
+    let complete = maps.len() == map_count;
     let owner = None;
-    let links = kept;
-    (Some(Instance { object, digest, owner, programs, maps, map_bytes, links, functions, globals }), revoked)
-}
-
-/// Whether a link is attached, and to the interface that has the name of its target now.
-fn is_where_it_was(state: &State, target: &Target, link: BorrowedFd<'_>) -> bool {
-    let Ok(got) = bpfgate_bpf::describe(link) else { return false };
-    let index = |name| bpfgate_bpf::interface_index(state.inventory.network.as_fd(), name);
-    got.attached
-        && match target {
-            Target::Interface(name) => index(name) == Ok(got.interface),
-            _ => true,
-        }
+    (Instance { object, digest, owner, programs, maps, map_bytes, links, functions, globals }, complete)
 }

@@ -42,6 +42,13 @@ impl Rounds {
         }
     }
 
+    /// What is due at boot is due now: the policy is another one.
+    pub(crate) fn hurry(&mut self) {
+        if let Some(clock) = &mut self.clock {
+            clock.look = clock.now;
+        }
+    }
+
     /// How long to wait for a request at most.
     pub(crate) fn timeout(&self) -> Option<Duration> {
         let Some(clock) = &self.clock else { return self.boot.as_ref().map(|_| AGAIN) };

@@ -43,6 +43,9 @@ const IDENTITY: [u32; 5] = [
     libc::SO_ACCEPTCONN as u32,
 ];
 
+/// A path that is no link, and a descriptor.
+const LOOKS: [u32; 2] = [libc::AT_SYMLINK_NOFOLLOW as u32, libc::AT_EMPTY_PATH as u32];
+
 /// The list.
 #[rustfmt::skip]
 pub(crate) const ROWS: [Row; 26] = [
@@ -54,9 +57,11 @@ pub(crate) const ROWS: [Row; 26] = [
     row!(close, SYS_close, When::Always, "descriptors"),
     row!(getsockopt, SYS_getsockopt, When::OneOf(2, &IDENTITY), "who a client is"),
     row!(ioctl, SYS_ioctl, When::OneOf(1, &[SIOCGIFINDEX, pidfd::GET_INFO]), "the index of an interface; a client's cgroup"),
-    row!(newfstatat, SYS_newfstatat, When::Always, "the cgroup of a unit; whether a descriptor is what it should be"),
+    // Paths cannot be told apart here, and no rule of landlock is about stat: who has taken this process over learns
+    // which files there are. Without it a policy that was changed would take a new helper, and end every session.
+    row!(newfstatat, SYS_newfstatat, When::OneOf(3, &LOOKS), "the cgroup of a unit; whether a file that the broker hands over is the one that root has put there"),
     row!(clock_gettime, SYS_clock_gettime, When::Always, "loads in a minute, where the vDSO has no clock"),
-    row!(pread64, SYS_pread64, When::Always, "parts of a program that are larger than a datagram"),
+    row!(pread64, SYS_pread64, When::Always, "parts of a program that are larger than a datagram; a policy that is adopted"),
     row!(memfd_create, SYS_memfd_create, When::Always, "verifier logs that are larger than a datagram"),
     row!(mmap, SYS_mmap, When::Without(2, PROT_EXEC), "memory"),
     row!(munmap, SYS_munmap, When::Always, "memory"),

@@ -11,7 +11,8 @@ use crate::state::{Instance, Program, Session, State};
 use bpfgate_lockdown::{Fatal, Step};
 use bpfgate_protocol::authorize::{AttachPermit, LoadPermit, Permit, authorize};
 use bpfgate_protocol::channel::{Channel, ChannelError};
-use bpfgate_protocol::messages::helper::{FromHelper, Global, Outcome, ProgramInfo, ToHelper, Verb};
+use bpfgate_protocol::identity::Peer;
+use bpfgate_protocol::messages::helper::{FromHelper, Outcome, ProgramInfo, ToHelper, Verb};
 use bpfgate_protocol::messages::{Bulk, Bytes, InstanceId, LinkId, SessionId};
 use bpfgate_protocol::names::{MapName, ObjectName, ProgramName};
 use bpfgate_protocol::policy::{Access, Right};
@@ -20,6 +21,7 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::socket::{UnixAddr, getsockname, getsockopt, sockopt};
 use nix::sys::time::TimeSpec;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What a request came to. Descriptors are named, not held: they are lent to the message that carries them.
@@ -55,9 +57,12 @@ pub(crate) fn run(
         }
         if asked {
             let served = match entrance.broker() {
-                Some(broker) => serve_one(broker, &mut state),
+                Some(broker) => serve_one(broker, &mut state, &mut rounds),
                 None => entrance.let_in(ready).map(|()| true),
             };
+            if state.over {
+                return served.map(drop);
+            }
             if !matches!(served, Ok(true)) {
                 // With the broker go its sessions: their clients see the end of their connections.
                 state.remove_sessions();
@@ -82,13 +87,16 @@ pub(crate) fn run(
 }
 
 /// One request; false if the broker is gone.
-fn serve_one(broker: &mut Channel, state: &mut State) -> Result<bool, Fatal> {
-    let (request, mut fds) = match broker.recv::<ToHelper>() {
+fn serve_one(broker: &mut Channel, state: &mut State, rounds: &mut Rounds) -> Result<bool, Fatal> {
+    let (request, fds) = match broker.recv::<ToHelper>() {
         Ok(received) => received,
         Err(ChannelError::Closed) => return Ok(false),
         Err(error) => return Err(Fatal::step("the broker", error)),
     };
-    let done = state.answer(request, fds.pop())?;
+    if matches!(request, ToHelper::Adopt { .. }) {
+        rounds.hurry();
+    }
+    let done = state.answer(request, fds)?;
     send(broker, state, done)?;
     Ok(true)
 }
@@ -146,7 +154,13 @@ fn send(broker: &Channel, state: &State, done: Result<Done, Failed>) -> Result<(
 }
 
 impl State {
-    fn answer(&mut self, request: ToHelper, fd: Option<OwnedFd>) -> Result<Result<Done, Failed>, Fatal> {
+    fn answer(&mut self, request: ToHelper, mut fds: Vec<OwnedFd>) -> Result<Result<Done, Failed>, Fatal> {
+        if matches!(request, ToHelper::Adopt { .. }) {
+            let adoption = self.adopt(fds.try_into().ok());
+            let done = |adoption| Done { outcome: Outcome::Adopted(adoption), line: None, fds: Vec::new() };
+            return Ok(adoption.map(done).map_err(Failed::from));
+        }
+        let fd = fds.pop();
         let (ToHelper::Open { session } | ToHelper::Ask { session, .. } | ToHelper::Close { session }) =
             request
         else {
@@ -160,8 +174,8 @@ impl State {
             // How many descriptors a message has is a part of its shape, which the channel has checked.
             (ToHelper::Ask { verb, .. }, fd) if !is_new => match self.sessions.get(&session) {
                 Some(entry) => {
-                    let permit = entry.permit.clone();
-                    self.ask(session, &permit, verb, fd)
+                    let (permit, peer) = (entry.permit.clone(), entry.peer.clone());
+                    self.ask(session, &permit, &peer, verb, fd)
                 }
                 // The client went away before the broker knew.
                 None => Err(Refusal::gone("the session has ended").into()),
@@ -178,12 +192,14 @@ impl State {
         &mut self,
         session: SessionId,
         permit: &Permit,
+        peer: &Arc<Peer>,
         verb: Verb,
         fd: Option<OwnedFd>,
     ) -> Result<Done, Failed> {
         Ok(match verb {
             Verb::Load { object, programs, globals } => {
-                self.load(session, permit, &object, &programs, &globals)?
+                let load = permit.load(&object, &programs, &globals)?;
+                self.load(session, permit, peer, &load)?
             }
             Verb::Attach { instance, program, hook, target } => {
                 let object = self.own_instance(session, instance)?.object.clone();
@@ -192,7 +208,7 @@ impl State {
             }
             Verb::Detach { link } => self.detach(session, permit, link)?,
             Verb::Unload { instance } => self.unload(session, permit, instance)?,
-            Verb::Map { instance, map } => self.map(permit, instance, &map)?,
+            Verb::Map { instance, map } => self.map(permit, peer, instance, &map)?,
             Verb::ReadMap { instance, map, cursor, limit } => {
                 self.read_map(permit, instance, &map, &cursor, limit)?
             }
@@ -216,7 +232,7 @@ impl State {
             return Err(Refusal::quota("as many connections as the policy allows are there already"));
         }
         let line = permit.line();
-        self.sessions.insert(id, Session { permit, socket });
+        self.sessions.insert(id, Session { permit, peer: Arc::new(peer), socket });
         Ok(Done::plain(Outcome::Done, line))
     }
 
@@ -224,14 +240,12 @@ impl State {
         &mut self,
         session: SessionId,
         permit: &Permit,
-        object: &ObjectName,
-        programs: &[ProgramName],
-        globals: &[Global],
+        peer: &Arc<Peer>,
+        load: &LoadPermit,
     ) -> Result<Done, Failed> {
-        let load = permit.load(object, programs, globals)?;
         self.pace.one_more(self.policy.limits.loads_per_minute, Instant::now())?;
-        let instance = self.load_object(Some(session), &load)?;
-        self.loaded(permit, &load, instance).map_err(|refusal| {
+        let instance = self.load_object(Some(session), load)?;
+        self.loaded(permit, peer, load, instance).map_err(|refusal| {
             let _ = self.remove_instance(instance);
             refusal.into()
         })
@@ -278,7 +292,13 @@ impl State {
     }
 
     /// What the client is told and given of what it has loaded.
-    fn loaded(&mut self, permit: &Permit, load: &LoadPermit, id: InstanceId) -> Result<Done, Refusal> {
+    fn loaded(
+        &mut self,
+        permit: &Permit,
+        peer: &Arc<Peer>,
+        load: &LoadPermit,
+        id: InstanceId,
+    ) -> Result<Done, Refusal> {
         let cpus = self.inventory.cpus;
         let Some(instance) = self.instances.get_mut(&id) else {
             return Err(Refusal::gone("the instance is gone"));
@@ -293,6 +313,7 @@ impl State {
                 continue;
             };
             map.prepare(access)?;
+            map.issued.add(peer, access);
             if access.hands_over() {
                 lent.push(place);
             }
@@ -302,7 +323,7 @@ impl State {
         let with_fd = programs.iter().enumerate().filter(|(_, info)| info.fd);
         let mut fds: Vec<Lend> = with_fd.map(|(place, _)| Lend::Program(id, place)).collect();
         fds.extend(lent.into_iter().map(|place| Lend::Map(id, place)));
-        let outcome = Outcome::Loaded { instance: id, programs, maps: infos };
+        let outcome = Outcome::Loaded { instance: id, digest: instance.digest, programs, maps: infos };
         Ok(Done { outcome, line: Some(load.line()), fds })
     }
 
@@ -357,7 +378,13 @@ impl State {
         Ok(Done::plain(Outcome::Done, right.line()))
     }
 
-    fn map(&mut self, permit: &Permit, id: InstanceId, name: &MapName) -> Result<Done, Refusal> {
+    fn map(
+        &mut self,
+        permit: &Permit,
+        peer: &Arc<Peer>,
+        id: InstanceId,
+        name: &MapName,
+    ) -> Result<Done, Refusal> {
         let permit = permit.map(&self.instance(id)?.object, name)?;
         let place = self.find_map(id, name)?;
         let (access, cpus) = (permit.access(), self.inventory.cpus);
@@ -365,6 +392,7 @@ impl State {
             return Err(Refusal::denied("no such map"));
         };
         map.prepare(access)?;
+        map.issued.add(peer, access);
         let info = map.info(access, cpus)?;
         let fds = if info.fd { vec![Lend::Map(id, place)] } else { Vec::new() };
         Ok(Done { outcome: Outcome::Map(info), line: Some(permit.line()), fds })

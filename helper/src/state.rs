@@ -10,11 +10,12 @@ use crate::pace::Pace;
 use crate::store::{self, Store};
 use bpfgate_protocol::authorize::{AttachPermit, Permit};
 use bpfgate_protocol::hooks::Kind;
+use bpfgate_protocol::identity::Peer;
 use bpfgate_protocol::messages::helper::{
     Global, InstanceInfo, LinkInfo, MapInfo, Outcome, ProgramInfo, Target,
 };
 use bpfgate_protocol::messages::{InstanceId, LinkId, SessionId};
-use bpfgate_protocol::names::{MapName, ObjectName, ProgramName};
+use bpfgate_protocol::names::{AppName, MapName, ObjectName, ProgramName};
 use bpfgate_protocol::policy::{Access, Policy};
 use bpfgate_protocol::refusal::Refusal;
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +24,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub(crate) struct State {
+    pub(crate) app: AppName,
+    /// Where its policy may be.
+    pub(crate) directories: Vec<PathBuf>,
     pub(crate) policy: Arc<Policy>,
     pub(crate) inventory: Inventory,
     pub(crate) loader: Loader,
@@ -36,10 +40,13 @@ pub(crate) struct State {
     pub(crate) last_instance: u64,
     pub(crate) last_link: u64,
     last_session: u64,
+    /// There is no policy any more: this process ends.
+    pub(crate) over: bool,
 }
 
 pub(crate) struct Session {
     pub(crate) permit: Permit,
+    pub(crate) peer: Arc<Peer>,
     /// The client's end tells when it is gone. Nothing is ever read from it or written to it here.
     pub(crate) socket: OwnedFd,
 }
@@ -81,6 +88,8 @@ impl Link {
 
 impl State {
     pub(crate) fn new(
+        app: &AppName,
+        directories: &[PathBuf],
         policy: Arc<Policy>,
         inventory: Inventory,
         loader: Loader,
@@ -88,6 +97,9 @@ impl State {
         store: Store,
     ) -> Self {
         Self {
+            app: app.clone(),
+            directories: directories.to_vec(),
+            over: false,
             store,
             policy,
             inventory,
@@ -242,7 +254,7 @@ impl State {
     }
 
     /// What had these names is not there any more.
-    fn gone(&mut self, names: &[String]) -> Result<(), Refusal> {
+    pub(crate) fn gone(&mut self, names: &[String]) -> Result<(), Refusal> {
         if !self.keeps() {
             return Ok(());
         }

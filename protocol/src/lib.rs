@@ -12,8 +12,10 @@
 //! | [`hooks`] | one row per kind of program |
 //! | [`identity`] | who a connected client is, as the kernel says |
 //! | [`pidfd`] | the two questions to the kernel about a process that no library asks yet |
+//! | [`audit`] | what audit records are known by |
 #![deny(unsafe_code)]
 
+pub mod audit;
 pub mod authorize;
 pub mod channel;
 pub mod codec;

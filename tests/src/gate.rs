@@ -128,11 +128,38 @@ impl Gate {
         self.dir.join(format!("policies/{app}.toml"))
     }
 
-    /// Writes an app's policy: `version = 1` and `text`, in which `{NAME}` is filled in: `{client}` is an entry
-    /// that allows [`USER`](crate::USER) everything, `{interface}` the interface, `{object:NAME}` path and digest
-    /// of a BPF object.
+    /// Writes an app's policy and puts it in force: `version = 1` and `text`, in which `{NAME}` is filled in: `{client}`
+    /// is an entry that allows [`USER`](crate::USER) everything, `{interface}` the interface, `{object:NAME}` path and
+    /// digest of a BPF object.
     pub fn policy(&self, app: &str, text: &str) {
+        self.edit(app, text);
+        self.reload();
+    }
+
+    /// Writes it, and that is all.
+    pub fn edit(&self, app: &str, text: &str) {
         fs::write(self.policy_path(app), self.fill(text)).expect("a policy");
+    }
+
+    /// Has the broker read the policies again, and waits until they are in force. Gives the number of that generation.
+    pub fn reload(&self) -> u64 {
+        let before = self.generation();
+        self.hang_up();
+        let in_force = || self.generation() > before;
+        assert!(wait_until(Duration::from_secs(10), in_force), "no new generation:\n{}", self.log());
+        self.generation()
+    }
+
+    /// Sends the broker SIGHUP.
+    pub fn hang_up(&self) {
+        kill(Pid::from_raw(self.broker.pid), Signal::SIGHUP).expect("root may");
+    }
+
+    /// Which generation of the policies is in force, as the broker says in its log.
+    pub fn generation(&self) -> u64 {
+        let log = self.log();
+        let number = |line: &str| line.split_once("] generation ")?.1.split_once(' ')?.0.parse().ok();
+        log.lines().filter_map(number).next_back().unwrap_or(1)
     }
 
     /// The whole text of a policy.
@@ -187,7 +214,7 @@ impl Gate {
 
     /// The audit records of one app; refused connections name it as what was asked for.
     pub fn audit_of(&self, app: &str) -> Vec<Value> {
-        let is_its = |record: &Value| record["app"] == app || record["object"] == app;
+        let is_its = |record: &Value| record["app"] == app || record["about"] == app;
         self.audit().into_iter().filter(is_its).collect()
     }
 

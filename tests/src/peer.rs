@@ -92,6 +92,15 @@ impl Peer {
         }
     }
 
+    /// What it says to an `Adopt` with these descriptors: policy, users, groups.
+    pub fn adopt(&mut self, fds: &[BorrowedFd<'_>]) -> Outcome {
+        self.channel.send(&ToHelper::Adopt { file: !fds.is_empty() }, fds).expect("the helper reads");
+        match self.channel.recv::<FromHelper>() {
+            Ok((FromHelper::Answer { outcome, .. }, _)) => outcome,
+            other => panic!("Adopt: no answer: {other:?}"),
+        }
+    }
+
     /// The answer to a request, which must be no.
     pub fn refused(&mut self, request: &ToHelper, socket: Option<BorrowedFd<'_>>) -> Refusal {
         match self.ask(request, socket) {

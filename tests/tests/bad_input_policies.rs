@@ -114,8 +114,9 @@ fn a_policy_file_that_cannot_be_trusted_disables_its_app_and_says_why() {
     let unknown = Raw::connect(&gate, &USER).refused("Open", &json!({"app": "unknown"}), "Denied");
     let memory = process::number(gate.broker.pid, "VmHWM");
     for (name, make, word) in CASES {
-        make(&path, &text);
         let logged = gate.log().len();
+        make(&path, &text);
+        gate.reload();
         let start = Instant::now();
         let mut raw = Raw::connect(&gate, &USER);
         let answer = raw.refused("Open", &json!({"app": "app"}), "Denied");
@@ -138,7 +139,7 @@ fn a_policy_file_that_cannot_be_trusted_disables_its_app_and_says_why() {
     }
     let grown = process::number(gate.broker.pid, "VmHWM") - memory;
     assert!(grown < 2048, "reading them took {grown} kB");
-    // A file that is right is in force at once.
+    // A file that is right is in force again.
     gate.policy("app", POLICY);
     Raw::open(&gate, "app").load("o");
     gate.invariants(&before);
@@ -152,11 +153,13 @@ fn a_directory_that_others_may_write_disables_its_policies_until_it_is_mended() 
     let directory = gate.dir.join("policies");
     for bits in [0o777, 0o1777, 0o775] {
         let app = format!("app{bits:o}");
-        gate.policy(&app, POLICY);
+        gate.edit(&app, POLICY);
         mode(&directory, bits);
+        gate.reload();
         Raw::connect(&gate, &USER).refused("Open", &json!({"app": app}), "Denied");
         assert!(gate.log().contains(&format!("(mode {bits:04o})")), "{}", gate.log());
         mode(&directory, 0o755);
+        gate.reload();
         Raw::open(&gate, &app).load("o");
     }
     gate.invariants(&before);

@@ -78,26 +78,8 @@ fn a_stranger_with_many_calls_keeps_nobody_waiting() {
         honest.done("List", &json!({}));
         worst = worst.max(start.elapsed());
     }
-    // One policy is read once; a call is microseconds then. Served in one go it was seven seconds.
+    // The policy was read before; a call is microseconds. Served in one go it was seven seconds.
     assert!(worst < Duration::from_secs(1), "the honest client waited {worst:?}");
     drop((honest, stranger));
-    gate.invariants(&before);
-}
-
-/// A changed policy takes no new sessions under the old one, and none under the new one while sessions of before live.
-#[test]
-fn a_changed_policy_does_not_let_anybody_in_under_the_old_one() {
-    needs_root!();
-    let gate = Gate::start();
-    gate.policy("app", POLICY);
-    let before = gate.baseline();
-    let old = Raw::open(&gate, "app");
-    gate.policy("app", &POLICY.replace("{client}", "[[client]]\nuser = 12399\nmay = [\"load\"]"));
-    Raw::connect(&gate, &USER).refused("Open", &json!({"app": "app"}), "Denied");
-    gate.policy("app", &format!("{POLICY}[limits]\nlinks = 1\n"));
-    Raw::connect(&gate, &USER).refused("Open", &json!({"app": "app"}), "Busy");
-    drop(old);
-    let again = || Raw::connect(&gate, &USER).call("Open", &json!({"app": "app"})).is_ok();
-    assert!(wait_until(Duration::from_secs(3), again), "the new policy does not come into force");
     gate.invariants(&before);
 }

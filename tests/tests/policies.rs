@@ -34,6 +34,7 @@ fn install(gate: &Gate, app: &str, adapt: impl Fn(&str) -> String) {
     let object = EXAMPLES.iter().find(|example| example.0 == app).expect("an example").1;
     let text = replaced(&text, &"0".repeat(64), &sha256(&gate.object(object)));
     fs::write(gate.policy_path(app), adapt(&text)).unwrap();
+    gate.reload();
 }
 
 fn id(database: &str, name: &str) -> u32 {
@@ -84,6 +85,7 @@ fn as_shipped_the_examples_load_nothing() {
         [(EXAMPLES[0], &daemon, "meter"), (EXAMPLES[1], &adm, "tracer"), (EXAMPLES[2], &adm, "counter")]
     {
         fs::write(gate.policy_path(app), with_path(&gate, app)).unwrap();
+        gate.reload();
         let error = session(&gate, who, app).load(object, &LoadOptions::default()).unwrap_err();
         assert!(
             matches!(&error, Error::Object(refusal) if refusal.message.contains("SHA-256")),

@@ -272,7 +272,7 @@ fn promise_11_every_decision_is_one_record_with_the_line_that_decided() {
             text("app"),
             text("verb"),
             text("verdict"),
-            text("object"),
+            text("about"),
         );
         assert_eq!(found, expected, "{record}");
         assert_eq!(text("by"), by, "{method} {parameters}: {record}");

@@ -1,6 +1,6 @@
 //! Promises 2 and 3: what the process with capabilities decides by itself, and whom it believes.
 
-use bpfgate_client::LoadOptions;
+use bpfgate_client::{Error, LoadOptions};
 use bpfgate_protocol::channel::MAX_FDS;
 use bpfgate_protocol::codec;
 use bpfgate_protocol::messages::helper::{Global, Outcome, Target, ToHelper, Verb};
@@ -216,13 +216,17 @@ fn promise_03_a_policy_is_read_by_the_helper_itself() {
     gate.policy("app", POLICY);
     let before = gate.baseline();
     let mut client = gate.session("app");
-    // What the broker would read by now is not what this helper has read.
-    gate.policy("app", &POLICY.replace("values = \"read-write\"", "values = \"none\""));
+    // What stands in the file by now is not what this helper has read.
+    gate.edit("app", &POLICY.replace("values = \"read-write\"", "values = \"none\""));
     let instance = client.load("o", &LoadOptions::default()).unwrap();
     assert_eq!(instance.maps.len(), 1);
     let [helper, ..] = gate.helper("app");
     gate.kill(&helper);
     drop((client, instance));
+    // The next one has read what nobody has put in force: it serves nobody.
+    let refused = gate.client(&USER).open("app").unwrap_err();
+    assert!(matches!(&refused, Error::Busy(refusal) if refusal.message.contains("SIGHUP")), "{refused:?}");
+    gate.reload();
     let mut client = gate.session("app");
     let instance = client.load("o", &LoadOptions::default()).unwrap();
     assert!(instance.maps.is_empty(), "the next helper has not read the new policy");

@@ -1,8 +1,9 @@
 //! `bpfgate policy apply`: what the policy files say becomes what is in force, and nothing else is touched.
 //!
 //! Before and after are the same text: the drop-in that the generator wrote at the last boot or reload, and the one that
-//! it would write now. The files are read, the difference is shown, systemd reads its configuration again, and the helpers
-//! whose drop-in differs are restarted: a restart keeps what is attached, as far as the new policy still allows it.
+//! it would write now. The files are read, the difference is shown, systemd reads its configuration again, and the broker
+//! puts the policies in force: helpers that run take them over in place. Those whose unit has other settings now are
+//! restarted, and those that say that they cannot: a restart keeps what is attached, as far as it is still allowed.
 
 mod plan;
 mod service_manager;
@@ -11,6 +12,7 @@ use super::Outcome;
 use super::failure::{Failure, complain, say};
 use super::output::{self, Style};
 use super::policy::INVALID;
+use bpfgate_client::admin::{Admin, Reloaded};
 use bpfgate_protocol::names::AppName;
 use bpfgate_protocol::policy::file::DIRECTORIES;
 use bpfgate_systemd::generate::drop_ins;
@@ -34,11 +36,13 @@ pub(crate) fn run(dry_run: bool, style: Style) -> Outcome {
         return Err(Failure::Failed(why.into()));
     }
     if !manager::is_running() {
-        let why = "systemd does not run here, so there is nothing to apply to; a broker with --standalone reads changed policies by itself";
+        let why = "systemd does not run here, so there is nothing to apply to; a broker with --standalone takes SIGHUP";
         return Err(Failure::Failed(why.into()));
     }
     let directories = DIRECTORIES.map(PathBuf::from);
-    let installed = Installed::read(&directories);
+    let installed = Installed::read(&directories).map_err(|error| {
+        Failure::Failed(format!("no policy can be judged: /etc/passwd or /etc/group: {error}"))
+    })?;
     let (texts, warnings) = drop_ins(&installed, &Layout::here());
     if style == Style::Table {
         tell_what_is_wrong(&installed, &warnings);
@@ -112,14 +116,33 @@ fn apply(changes: &[Change], wanted: &BTreeMap<AppName, Wanted>) -> Result<(), F
                    generator is of another version; nothing was restarted, run `bpfgate policy apply` again";
         return Err(Failure::Failed(why.into()));
     }
+    let reload = Admin::connect(None)?.reload()?;
+    reload.apps.iter().for_each(tell_what_became);
     // All of one kind at a time: systemd starts them side by side.
     let sockets = units(&|change| change.listen, socket_unit);
-    let restarts = units(&|change| change.restart, service_unit);
+    // Those that were not told, or could not do it, run with another policy still.
+    let runs = manager::helpers()?;
+    let outdated = |change: &Change| {
+        let (helper, wanted) = (runs.get(&change.app), wanted.get(&change.app));
+        helper.zip(wanted).is_some_and(|(helper, wanted)| helper.is_outdated(&wanted.drop_in))
+    };
+    let restarts = units(&|change| change.restart || outdated(change), service_unit);
     let starts = units(&|change| change.start, service_unit);
     let touched = |change: &Change| change.listen || change.start || change.what != What::Same;
     manager::forget_failures(&[units(&touched, socket_unit), units(&touched, service_unit)].concat());
     let results = [manager::start(&sockets), manager::try_restart(&restarts), manager::start(&starts)];
     results.into_iter().collect()
+}
+
+/// What the broker says of an app, as far as it is more than what was shown before.
+fn tell_what_became(app: &Reloaded) {
+    let line = |what: &str, phrases: &[String]| {
+        if !phrases.is_empty() {
+            say(&output::clean(&format!("{}: {what}: {}", app.app, phrases.join(", "))));
+        }
+    };
+    line("detached or released", &app.revoked);
+    line("issued and beyond recall", &app.beyond_recall);
 }
 
 fn print(changes: &[Change], dry_run: bool) -> Result<(), Failure> {
@@ -147,6 +170,7 @@ fn as_json(change: &Change) -> Value {
         "granted": change.granted,
         "revoked": change.revoked,
         "restart": change.restart,
+        "adopt": change.adopt,
         "start": change.start,
     })
 }

@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use bpfgate_client::{InstanceId, LinkId, LoadOptions, TargetWord};
 use clap::{Args, Parser, Subcommand};
@@ -76,11 +77,56 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: PolicyCommand,
     },
+    /// Show what was decided: who asked for what, the verdict, and the line of the policy that decided
+    ///
+    /// Reads the journal, as root or as a member of its groups; or a file that the broker was given with --audit.
+    Audit(AuditArgs),
     /// Show what runs: broker, helpers, units, capabilities, sandbox, objects
     Status {
         #[command(flatten)]
         style: StyleArgs,
     },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct AuditArgs {
+    /// A file of records [default: the journal]
+    pub(crate) file: Option<PathBuf>,
+    /// Only of this app
+    #[arg(long, value_name = "APP")]
+    pub(crate) app: Option<String>,
+    /// Only of this user, by name or number
+    #[arg(long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// Only with this verdict: allowed, or the name of an error, such as Denied
+    #[arg(long, value_name = "VERDICT")]
+    pub(crate) verdict: Option<String>,
+    /// Only this request, whose id came with the answer
+    #[arg(long, value_name = "ID")]
+    pub(crate) request: Option<String>,
+    /// Only of so long ago, and later: 90s, 10min, 2h, 3d
+    #[arg(long, value_name = "TIME", value_parser = ago)]
+    pub(crate) since: Option<Duration>,
+    /// Go on, and show what is decided from now on
+    #[arg(long)]
+    pub(crate) follow: bool,
+    #[command(flatten)]
+    pub(crate) style: StyleArgs,
+}
+
+/// A time span with its unit.
+fn ago(text: &str) -> Result<Duration, String> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let seconds = match unit {
+        "s" => 1,
+        "min" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => 0,
+    };
+    let number = number.parse::<u64>().ok().filter(|_| seconds > 0).and_then(|n| n.checked_mul(seconds));
+    number.map(Duration::from_secs).ok_or_else(|| "a number with a unit: 90s, 10min, 2h, 3d".to_owned())
 }
 
 #[derive(Args, Debug, Clone, Copy)]
@@ -309,7 +355,7 @@ pub(crate) enum PolicyCommand {
     Pin(PinArgs),
     /// Put the installed policies into force: show what differs, restart the helpers it concerns (root)
     ///
-    /// Helpers of changed policies are restarted: what they attached stays attached as far as the
+    /// Helpers of changed policies go on with them, or are restarted: what they attached stays as far as the
     /// policy still allows it. Helpers without a valid policy are stopped. All others stay as they
     /// are.
     Apply {

@@ -3,6 +3,7 @@
 mod apply;
 mod args;
 mod attach;
+mod audit;
 mod exec;
 mod failure;
 mod load;
@@ -46,6 +47,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Map { command: MapCommand::Set(args) } => map::set(socket, args),
         Command::Exec(args) => exec::run(socket, args),
         Command::Policy { command } => policy::run(command),
+        Command::Audit(args) => audit::run(args).map(|()| ExitCode::SUCCESS),
         Command::Status { style } => status::run(socket, style.into()),
     };
     outcome.unwrap_or_else(Failure::report)

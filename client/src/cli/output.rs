@@ -62,8 +62,17 @@ pub(crate) fn print(text: &dyn fmt::Display) -> io::Result<()> {
 
 /// Prints one JSON value; characters that a terminal obeys are escaped.
 pub(crate) fn print_json(value: &Value) -> io::Result<()> {
+    print_escaped(&format!("{value:#}"))
+}
+
+/// The same on one line.
+pub(crate) fn print_json_line(value: &Value) -> io::Result<()> {
+    print_escaped(&value.to_string())
+}
+
+fn print_escaped(json: &str) -> io::Result<()> {
     let mut text = String::new();
-    for c in format!("{value:#}").chars() {
+    for c in json.chars() {
         // Outside of strings JSON has no such character but the line feeds that were just made.
         if c != '\n' && is_active(c) {
             let mut units = [0; 2];

@@ -82,6 +82,11 @@ pub enum ToHelper {
     },
     /// Row `Survey`.
     Survey,
+    /// Row `Adopt`.
+    Adopt {
+        /// Whether the descriptors go with it: there is a file.
+        file: bool,
+    },
 }
 
 /// What a session asks for.
@@ -140,7 +145,7 @@ pub enum Verb {
 }
 
 /// The table of this channel.
-pub const ROWS: [Row; 10] = [
+pub const ROWS: [Row; 11] = [
     Row {
         name: "Open",
         from: Process::Broker,
@@ -211,6 +216,13 @@ pub const ROWS: [Row; 10] = [
         fds_out: "",
         doc: "Names all instances, for the administrator; it changes nothing and gives nobody anything.",
     },
+    Row {
+        name: "Adopt",
+        from: Process::Broker,
+        fds_in: "the policy file, /etc/passwd and /etc/group, if there is a policy file",
+        fds_out: "",
+        doc: "Says that the policy was changed. The helper looks itself whether these are the files that root has put there, and judges what comes after this message by them.",
+    },
 ];
 
 impl ToHelper {
@@ -227,6 +239,7 @@ impl ToHelper {
             Self::Ask { verb: Verb::List, .. } => 7,
             Self::Close { .. } => 8,
             Self::Survey => 9,
+            Self::Adopt { .. } => 10,
         }]
     }
 }
@@ -234,11 +247,12 @@ impl ToHelper {
 impl Message for ToHelper {
     fn fds(&self) -> usize {
         let attaches_own = |verb: &Verb| matches!(verb, Verb::Attach { target: Target::Own, .. });
-        usize::from(match self {
-            Self::Open { .. } => true,
-            Self::Ask { verb, .. } => attaches_own(verb),
-            Self::Close { .. } | Self::Survey => false,
-        })
+        match self {
+            Self::Open { .. } => 1,
+            Self::Ask { verb, .. } => usize::from(attaches_own(verb)),
+            Self::Adopt { file: true } => 3,
+            Self::Adopt { file: false } | Self::Close { .. } | Self::Survey => 0,
+        }
     }
 }
 
@@ -269,6 +283,8 @@ pub struct ProgramInfo {
 pub struct MapInfo {
     /// Its name.
     pub name: MapName,
+    /// The kernel's number of it.
+    pub number: u32,
     /// `enum bpf_map_type`.
     pub map_type: u32,
     /// Bytes.
@@ -313,6 +329,30 @@ pub struct InstanceInfo {
     pub links: Vec<LinkInfo>,
 }
 
+/// What another policy means for a helper that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adoption {
+    /// Which policy is in force.
+    pub verdict: Adopted,
+    /// Sessions that have ended, because the policy has no entry for their clients any more.
+    pub sessions: Vec<SessionId>,
+    /// What was detached and released, a phrase each.
+    pub revoked: Vec<String>,
+    /// What is in somebody's hands and cannot be taken back, a phrase each.
+    pub beyond_recall: Vec<String>,
+}
+
+/// Which policy a helper goes on with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Adopted {
+    /// That of the file, with this SHA-256.
+    InForce([u8; 32]),
+    /// There is none: everything is released, and the helper ends.
+    None,
+    /// Still that of before: it takes a new helper to do what the file says, for this reason.
+    Restart(String),
+}
+
 /// What a request came to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
@@ -322,6 +362,8 @@ pub enum Outcome {
     Loaded {
         /// The instance.
         instance: InstanceId,
+        /// SHA-256 of the file that it was loaded from.
+        digest: [u8; 32],
         /// Its programs.
         programs: Vec<ProgramInfo>,
         /// Its maps.
@@ -354,6 +396,8 @@ pub enum Outcome {
         /// All instances; no map of theirs is named.
         instances: Vec<InstanceInfo>,
     },
+    /// `Adopt`.
+    Adopted(Adoption),
     /// No. A verifier log that does not fit goes in a memfd.
     Refused {
         /// Why.
@@ -394,7 +438,11 @@ impl Message for FromHelper {
             Outcome::Attached { fd, .. } => usize::from(*fd),
             Outcome::Map(map) => usize::from(map.fd),
             Outcome::Refused { log, .. } => log.fds(),
-            Outcome::Done | Outcome::Entries { .. } | Outcome::Instances(_) | Outcome::Survey { .. } => 0,
+            Outcome::Done
+            | Outcome::Entries { .. }
+            | Outcome::Instances(_)
+            | Outcome::Survey { .. }
+            | Outcome::Adopted(_) => 0,
         }
     }
 }

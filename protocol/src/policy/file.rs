@@ -2,19 +2,24 @@
 
 use super::{Policy, PolicyError};
 use crate::names::AppName;
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Component, Path};
+use std::os::unix::fs::FileExt;
+use std::path::{Component, Path, PathBuf};
 
 /// A policy file is at most so many bytes: a thousand rules are a tenth of it.
 pub const MAX_FILE: u64 = 256 * 1024;
 
 /// Where policies are looked for if nothing else is said; an earlier directory's file replaces a later one's.
 pub const DIRECTORIES: [&str; 2] = ["/etc/bpfgate/policies", "/usr/lib/bpfgate/policies"];
+
+/// Where accounts are: users, and groups.
+pub const ACCOUNTS: [&str; 2] = ["/etc/passwd", "/etc/group"];
 
 /// Users and groups by name, from /etc/passwd and /etc/group alone: no NSS module runs in a process of ours.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,16 +33,22 @@ pub struct Accounts {
 impl Accounts {
     /// Reads both files.
     pub fn read() -> io::Result<Self> {
-        let table = |path: &str| -> io::Result<BTreeMap<String, u32>> {
-            let text = String::from_utf8_lossy(&std::fs::read(path)?).into_owned();
+        let [users, groups] = ACCOUNTS.map(std::fs::read);
+        Ok(Self::parse(&users?, &groups?))
+    }
+
+    /// From the bytes of both.
+    pub fn parse(users: &[u8], groups: &[u8]) -> Self {
+        let table = |bytes: &[u8]| -> BTreeMap<String, u32> {
+            let text = String::from_utf8_lossy(bytes).into_owned();
             let entry = |line: &str| {
                 let mut fields = line.split(':');
                 let (name, _, id) = (fields.next()?, fields.next()?, fields.next()?);
                 Some((name.to_owned(), id.parse().ok()?))
             };
-            Ok(text.lines().filter_map(entry).collect())
+            text.lines().filter_map(entry).collect()
         };
-        Ok(Self { users: table("/etc/passwd")?, groups: table("/etc/group")? })
+        Self { users: table(users), groups: table(groups) }
     }
 }
 
@@ -101,10 +112,64 @@ pub fn open_trusted(path: &Path) -> Result<(OwnedFd, FileStat), String> {
     }
 }
 
+/// Looks at what stands at `path` without opening it, by the rules of [`open_trusted`]: for a process that can open
+/// nothing.
+pub fn look_trusted(path: &Path) -> Result<FileStat, String> {
+    let normal = |component: &Component<'_>| matches!(component, Component::RootDir | Component::Normal(_));
+    if !path.is_absolute() || !path.components().all(|component| normal(&component)) {
+        return Err("is not an absolute path in normal form".into());
+    }
+    for directory in path.ancestors().skip(1) {
+        let stat = look(directory).map_err(|e| format!("cannot be examined: {}", e.desc()))?;
+        if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFDIR.bits() {
+            return Err(format!("leads through a symbolic link or a file ({})", directory.display()));
+        }
+        if let Some(why) = writable_by_others(&stat) {
+            return Err(format!("is not safe: its directory {} {why}", directory.display()));
+        }
+    }
+    let stat = look(path).map_err(|e| format!("cannot be examined: {}", e.desc()))?;
+    if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
+        return Err("is not a regular file".into());
+    }
+    writable_by_others(&stat).map_or(Ok(stat), Err)
+}
+
+/// lstat(2) by the one system call that is on the helper's list.
+fn look(path: &Path) -> nix::Result<FileStat> {
+    fstatat(AT_FDCWD, path, AtFlags::AT_SYMLINK_NOFOLLOW)
+}
+
+/// The bytes of the file at `path`, which is as [`look_trusted`] wants it, from a descriptor that somebody has opened who
+/// is not believed that it is this file.
+pub fn read_handed(path: &Path, fd: OwnedFd, max: u64) -> Result<Vec<u8>, String> {
+    let (there, fd) = (look_trusted(path)?, File::from(fd));
+    let got =
+        fstatat(&fd, "", AtFlags::AT_EMPTY_PATH).map_err(|e| format!("cannot be examined: {}", e.desc()))?;
+    if (there.st_dev, there.st_ino) != (got.st_dev, got.st_ino) {
+        return Err("is another file than the one that was handed over".into());
+    }
+    let size = u64::try_from(got.st_size).unwrap_or(0);
+    if size > max {
+        return Err(format!("is larger than {max} bytes"));
+    }
+    let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
+    // It may have become shorter; it has not become longer than what root was judged to have written by then.
+    let mut len = 0;
+    while len < bytes.len() {
+        match fd.read_at(&mut bytes[len..], len as u64).map_err(|e| format!("cannot be read: {e}"))? {
+            0 => break,
+            more => len += more,
+        }
+    }
+    bytes.truncate(len);
+    Ok(bytes)
+}
+
 fn open_step(at: BorrowedFd<'_>, part: &std::ffi::OsStr, flags: OFlag) -> Result<OwnedFd, String> {
     openat(at, part, flags, Mode::empty()).map_err(|errno| match errno {
-        nix::errno::Errno::ENOENT => "does not exist".to_owned(),
-        nix::errno::Errno::ELOOP | nix::errno::Errno::ENOTDIR => {
+        Errno::ENOENT => "does not exist".to_owned(),
+        Errno::ELOOP | Errno::ENOTDIR => {
             format!("is, or leads through, a symbolic link or a file ({})", part.to_string_lossy())
         }
         other => format!("cannot be opened: {}", other.desc()),
@@ -114,19 +179,28 @@ fn open_step(at: BorrowedFd<'_>, part: &std::ffi::OsStr, flags: OFlag) -> Result
 /// Reads the policy of one app: the file `APP.toml` of the first directory that has one.
 /// `Ok(None)`: no directory has one.
 pub fn read(directories: &[impl AsRef<Path>], app: &AppName) -> Result<Option<Policy>, PolicyError> {
-    for directory in directories {
-        let path = directory.as_ref().join(format!("{app}.toml"));
-        // A link or anything else of that name counts as there: it is refused, not passed over.
-        match std::fs::symlink_metadata(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            _ => return read_file(&path).map(Some),
-        }
-    }
-    Ok(None)
+    find(directories, app).map(|path| read_file(&path)).transpose()
+}
+
+/// The path that counts for an app: that of the first directory that has something of its name. A link or anything
+/// else counts as there: it is refused, not passed over.
+pub fn find(directories: &[impl AsRef<Path>], app: &AppName) -> Option<PathBuf> {
+    let there = |path: &PathBuf| !matches!(look(path), Err(Errno::ENOENT | Errno::ENOTDIR));
+    directories.iter().map(|directory| directory.as_ref().join(format!("{app}.toml"))).find(there)
 }
 
 /// Reads one policy file, which root alone can have written.
 pub fn read_file(path: &Path) -> Result<Policy, PolicyError> {
+    read_file_with(path, &accounts_for(&path.display().to_string())?)
+}
+
+fn accounts_for(name: &str) -> Result<Accounts, PolicyError> {
+    let fail = |e| format!("the policy file cannot be judged: /etc/passwd or /etc/group: {e}");
+    Accounts::read().map_err(|e| PolicyError::of_file(name, fail(e), None))
+}
+
+/// The same, with accounts that were read before: for many files.
+pub fn read_file_with(path: &Path, accounts: &Accounts) -> Result<Policy, PolicyError> {
     let name = path.display().to_string();
     let fail = |why: String| {
         let help =
@@ -134,12 +208,13 @@ pub fn read_file(path: &Path) -> Result<Policy, PolicyError> {
         PolicyError::of_file(&name, format!("the policy file {why}"), Some(help))
     };
     let (fd, _) = open_trusted(path).map_err(fail)?;
-    parse(&name, &text_of(&name, fd)?)
+    Policy::parse(&name, &text(&name, fd)?, accounts)
 }
 
 /// Reads a policy file whoever owns it: to check one before it is installed. Never to decide anything.
 pub fn read_untrusted(path: &Path) -> Result<Policy, PolicyError> {
-    parse(&path.display().to_string(), &text_untrusted(path)?)
+    let name = path.display().to_string();
+    Policy::parse(&name, &text_untrusted(path)?, &accounts_for(&name)?)
 }
 
 /// The text of a policy file whoever owns it.
@@ -151,10 +226,10 @@ pub fn text_untrusted(path: &Path) -> Result<String, PolicyError> {
     if !file.metadata().map_err(fail)?.is_file() {
         return Err(PolicyError::of_file(&name, "the policy file is not a regular file", None));
     }
-    text_of(&name, file.into())
+    text(&name, file.into())
 }
 
-fn text_of(name: &str, fd: OwnedFd) -> Result<String, PolicyError> {
+fn text(name: &str, fd: OwnedFd) -> Result<String, PolicyError> {
     let fail = |why: String| PolicyError::of_file(name, format!("the policy file {why}"), None);
     let mut bytes = Vec::new();
     let read = File::from(fd).take(MAX_FILE + 1).read_to_end(&mut bytes);
@@ -163,14 +238,6 @@ fn text_of(name: &str, fd: OwnedFd) -> Result<String, PolicyError> {
         return Err(fail(format!("is larger than {MAX_FILE} bytes")));
     }
     String::from_utf8(bytes).map_err(|_| fail("is not UTF-8 text".into()))
-}
-
-fn parse(name: &str, text: &str) -> Result<Policy, PolicyError> {
-    let accounts = Accounts::read().map_err(|e| {
-        let why = format!("the policy file cannot be judged: /etc/passwd or /etc/group: {e}");
-        PolicyError::of_file(name, why, None)
-    })?;
-    Policy::parse(name, text, &accounts)
 }
 
 #[cfg(test)]
@@ -208,6 +275,40 @@ mod tests {
             assert!(error.contains(why), "{path}: {error}");
         }
         assert!(open_trusted(Path::new("/etc/passwd")).is_ok());
+    }
+
+    #[test]
+    fn a_look_judges_as_an_opening_does() {
+        for path in [
+            "/tmp/x",
+            "/proc/self/status",
+            "/nonexistent/x",
+            "/dev/null",
+            "/etc",
+            "relative",
+            "/etc/../etc/passwd",
+            "/etc/passwd",
+            "/etc/group",
+            "/",
+        ] {
+            let path = Path::new(path);
+            assert_eq!(look_trusted(path).is_ok(), open_trusted(path).is_ok(), "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn what_is_handed_over_is_the_file_or_nothing() {
+        let passwd = Path::new("/etc/passwd");
+        let open = |path: &str| File::open(path).unwrap().into();
+        assert_eq!(
+            read_handed(passwd, open("/etc/passwd"), 1 << 20).unwrap(),
+            std::fs::read(passwd).unwrap()
+        );
+        for other in ["/etc/group", "/dev/null", "/etc"] {
+            let error = read_handed(passwd, open(other), 1 << 20).unwrap_err();
+            assert!(error.contains("another file"), "{other}: {error}");
+        }
+        assert!(read_handed(passwd, open("/etc/passwd"), 3).unwrap_err().contains("larger than 3"));
     }
 
     #[test]

@@ -42,6 +42,11 @@ impl Default for Require {
 }
 
 impl Require {
+    /// Whether both demand the same, wherever it stands.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Self { line: 0, ..*self } == Self { line: 0, ..*other }
+    }
+
     /// What is missing: a sentence. `landlock` is the ABI in force, 0 for none.
     pub fn missing(&self, machine: Machine, landlock: u32) -> Option<String> {
         if let Some((major, minor)) = self.kernel.filter(|least| machine.kernel < *least) {

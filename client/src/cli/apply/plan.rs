@@ -55,8 +55,10 @@ pub(super) struct Change {
     pub(super) revoked: Vec<String>,
     /// Its socket does not listen and should.
     pub(super) listen: bool,
-    /// Its helper runs and needs the new policy.
+    /// Its helper runs, with other settings of its unit.
     pub(super) restart: bool,
+    /// Its helper runs, and takes the policy over in place, if it can.
+    pub(super) adopt: bool,
     /// Its helper does not run and should.
     pub(super) start: bool,
 }
@@ -74,6 +76,8 @@ impl Change {
         };
         let then = if self.restart {
             "; its helper is restarted, what the policy still allows stays attached"
+        } else if self.adopt {
+            "; its helper goes on with it, or is restarted if it cannot"
         } else if self.start {
             "; its helper is started"
         } else if self.listen && self.what != What::New {
@@ -111,7 +115,7 @@ fn change(app: &AppName, wanted: Option<&Wanted>, old: Option<&str>, helper: &He
         (Some(_), None) => What::New,
         (Some(_), Some(_)) if before != after => What::Changed,
         (Some(new), Some(old)) if new.drop_in != old => What::Reworded,
-        (Some(new), Some(_)) if helper.runs && !runs_with(helper, &new.drop_in) => What::Outdated,
+        (Some(new), Some(_)) if helper.is_outdated(&new.drop_in) => What::Outdated,
         _ => What::Same,
     };
     Change {
@@ -120,17 +124,28 @@ fn change(app: &AppName, wanted: Option<&Wanted>, old: Option<&str>, helper: &He
         granted: only(&after, &before),
         revoked: only(&before, &after),
         listen: wanted.is_some() && !helper.listens,
+        restart: helper.runs
+            && wanted.zip(old).is_some_and(|(new, old)| settings(&new.drop_in) != settings(old)),
         // A new policy can meet a helper of an older one, whose removal nobody has applied.
-        restart: wanted.is_some() && helper.runs && what != What::Same,
+        adopt: wanted.is_some() && helper.runs && what != What::Same,
         start: wanted.is_some_and(|wanted| wanted.boot) && !helper.runs,
     }
 }
 
-/// Whether the helper says that it has this policy. One that says nothing yet is starting: with the policy of now.
-fn runs_with(helper: &Helper, drop_in: &str) -> bool {
-    let digits = |c: char| !c.is_ascii_hexdigit();
-    let named = helper.status.split(digits).find(|word| word.len() == 64);
-    named.is_none_or(|named| digest(drop_in) == Some(named))
+/// What of a drop-in is for systemd.
+fn settings(drop_in: &str) -> Vec<&str> {
+    let ours = drop_in.split("[X-Bpfgate]").next().unwrap_or_default();
+    ours.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect()
+}
+
+impl Helper {
+    /// Whether it runs and says that it has another policy than this one. One that says nothing yet is starting: with the
+    /// policy of now.
+    pub(super) fn is_outdated(&self, drop_in: &str) -> bool {
+        let digits = |c: char| !c.is_ascii_hexdigit();
+        let named = self.status.split(digits).find(|word| word.len() == 64);
+        self.runs && named.is_some_and(|named| digest(drop_in) != Some(named))
+    }
 }
 
 #[cfg(test)]
@@ -166,25 +181,38 @@ mod tests {
     }
 
     #[test]
-    fn only_what_changed_is_restarted() {
+    fn only_what_changed_is_touched() {
         let old = drop_in("a", &["x", "y"]);
         let new = drop_in("b", &["y", "z"]);
         let change = between(Some(&old), Some(&new), false, &running("a"));
         assert_eq!(
-            (change.what, change.restart, change.start, change.listen),
-            (What::Changed, true, false, false)
+            (change.what, change.adopt, change.restart, change.start, change.listen),
+            (What::Changed, true, false, false, false)
         );
         assert_eq!((change.granted, change.revoked), (vec!["z".into()], vec!["x".into()]));
         let change = between(Some(&old), Some(&old), false, &running("a"));
-        assert_eq!((change.what, change.restart), (What::Same, false));
+        assert_eq!((change.what, change.adopt, change.restart), (What::Same, false, false));
         let change = between(Some(&old), Some(&new), false, &idle());
-        assert_eq!((change.what, change.restart, change.start), (What::Changed, false, false));
+        assert_eq!(
+            (change.what, change.adopt, change.restart, change.start),
+            (What::Changed, false, false, false)
+        );
     }
 
     #[test]
-    fn other_words_restart_the_helper_too_because_broker_and_helper_compare_digests() {
+    fn a_helper_whose_unit_has_other_settings_is_restarted() {
+        let old = drop_in("a", &["x"]);
+        let new = drop_in("b", &["x"]).replace("[Service]\n", "[Service]\nMemoryMax=1\n");
+        assert!(between(Some(&old), Some(&new), false, &running("a")).restart);
+        assert!(!between(Some(&old), Some(&new), false, &idle()).restart);
+        let comment = drop_in("b", &["x"]).replace("[Service]\n", "# Line 3, not 4.\n[Service]\n");
+        assert!(!between(Some(&old), Some(&comment), false, &running("a")).restart);
+    }
+
+    #[test]
+    fn other_words_are_taken_over_too_because_broker_and_helper_compare_digests() {
         let change = between(Some(&drop_in("a", &["x"])), Some(&drop_in("b", &["x"])), false, &running("a"));
-        assert_eq!((change.what, change.restart), (What::Reworded, true));
+        assert_eq!((change.what, change.adopt, change.restart), (What::Reworded, true, false));
         assert!(change.granted.is_empty() && change.revoked.is_empty());
     }
 
@@ -193,14 +221,14 @@ mod tests {
     fn a_helper_of_an_older_policy_is_found_out() {
         let text = drop_in("b", &["x"]);
         let change = between(Some(&text), Some(&text), false, &running("a"));
-        assert_eq!((change.what, change.restart), (What::Outdated, true));
+        assert_eq!((change.what, change.adopt), (What::Outdated, true));
         let silent = Helper { status: "starting".into(), ..running("a") };
         assert_eq!(between(Some(&text), Some(&text), false, &silent).what, What::Same);
         // The same, for a policy that is gone: nothing is in force, but a helper runs.
         assert_eq!(between(None, None, false, &running("a")).what, What::Removed);
         // And for one that came back.
         let change = between(None, Some(&text), false, &running("a"));
-        assert_eq!((change.what, change.restart), (What::New, true));
+        assert_eq!((change.what, change.adopt), (What::New, true));
     }
 
     #[test]

@@ -126,15 +126,17 @@ fn starting(world: &World, table: &mut Table) -> Result<()> {
     let mut times = Vec::new();
     for round in 0..BROKERS {
         progress(&format!("first uses of apps, and memory: round {} of {BROKERS}", round + 1));
+        let names: Vec<String> = (0..APPS).map(|app| format!("first-{round}-{app}")).collect();
+        for name in &names {
+            world.policy(name, &SMALL)?;
+        }
         let broker = Broker::start(world, &[])?;
         let mut connector = Connector::start(&broker.socket, world.uid)?;
         let mut clients = Vec::new();
-        for app in 0..APPS {
-            let name = format!("first-{round}-{app}");
-            world.policy(&name, &SMALL)?;
+        for (app, name) in names.iter().enumerate() {
             // The time that another process needs to connect for us and to hand that over is in it.
             let ((client, _instance), time) = timed(|| {
-                let mut client = open(&mut connector, &name)?;
+                let mut client = open(&mut connector, name)?;
                 let instance = load(&mut client, "o")?;
                 Ok((client, instance))
             })?;
@@ -176,12 +178,14 @@ fn starting(world: &World, table: &mut Table) -> Result<()> {
 fn idle(world: &World, table: &mut Table) -> Result<()> {
     progress("idle connections");
     let limits = ["--max-connections", "11000", "--max-connections-per-user", "11000"];
-    let broker = Broker::start(world, &limits)?;
-    let mut connector = Connector::start(&broker.socket, world.uid)?;
     let apps: Vec<String> = (0..IDLE_APPS).map(|app| format!("idle-{app}")).collect();
-    let mut clients = Vec::new();
     for app in &apps {
         world.policy(app, &SMALL)?;
+    }
+    let broker = Broker::start(world, &limits)?;
+    let mut connector = Connector::start(&broker.socket, world.uid)?;
+    let mut clients = Vec::new();
+    for app in &apps {
         let mut client = open(&mut connector, app)?;
         let instance = load(&mut client, "o")?;
         client.unload(instance.id).trying("unloading through the broker")?;
