@@ -319,6 +319,8 @@ fn each_request_is_judged_by_one_generation() {
                     }
                     Err(refused) => assert_eq!(refused.error, "io.bpfgate.Denied", "{refused:?}"),
                 }
+                // Time for some reloads; and not so much that its refusals are a flood.
+                std::thread::sleep(Duration::from_millis(3));
             }
             allowed
         });
