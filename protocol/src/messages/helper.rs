@@ -78,6 +78,8 @@ pub enum ToHelper {
     Survey,
     /// Row `Adopt`.
     Adopt {
+        /// SHA-256 of the policy that the broker has put in force; none if the app has none any more.
+        policy: Option<[u8; 32]>,
         /// Whether the descriptors go with it: there is a file.
         file: bool,
     },
@@ -242,7 +244,7 @@ impl Message for ToHelper {
     fn fds(&self) -> usize {
         match self {
             Self::Open { .. } => 1,
-            Self::Adopt { file: true } => 3,
+            Self::Adopt { file: true, .. } => 3,
             _ => 0,
         }
     }
@@ -337,8 +339,8 @@ pub struct Adoption {
 /// Which policy a helper goes on with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Adopted {
-    /// That of the file, with this SHA-256.
-    InForce([u8; 32]),
+    /// That of the file.
+    InForce,
     /// There is none: everything is released, and the helper ends.
     None,
     /// Still that of before: it takes a new helper to do what the file says, for this reason.
