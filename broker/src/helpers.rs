@@ -115,7 +115,7 @@ impl<T> Helper<T> {
     }
 
     /// Whether one is still to be sent.
-    pub(crate) fn has_adoptions(&mut self) -> bool {
+    pub(crate) fn has_adoptions(&self) -> bool {
         self.queue.iter().any(|request| matches!(request.message, ToHelper::Adopt { .. }))
     }
 

@@ -25,9 +25,18 @@ const MAX_ACCOUNTS: u64 = 16 << 20;
 const MAX_PHRASES: usize = 200;
 
 impl State {
-    /// Errors: `Denied` (these are not the files that root has put there: nothing has changed)
-    pub(crate) fn adopt(&mut self, files: Option<[OwnedFd; 3]>) -> Result<Adoption, Refusal> {
-        let Some(policy) = self.read(files)? else { return Ok(self.give_up()) };
+    /// Errors: `Denied` (these are not the files that root has put there, or they were changed after the broker has read
+    /// them: nothing has changed here)
+    pub(crate) fn adopt(
+        &mut self,
+        expected: Option<[u8; 32]>,
+        files: Option<[OwnedFd; 3]>,
+    ) -> Result<Adoption, Refusal> {
+        let policy = self.read(files)?;
+        if policy.as_ref().map(|policy| policy.digest) != expected {
+            return Err(Refusal::denied("the policy file was changed after the broker has read it"));
+        }
+        let Some(policy) = policy else { return Ok(self.give_up()) };
         let policy = Arc::new(policy);
         if let Err(why) = self.covers(&policy) {
             eprintln!("bpfgate-helper: {}: not adopted: {why}", policy.file);
@@ -53,7 +62,7 @@ impl State {
         if let Err(fatal) = self.say_ready() {
             eprintln!("bpfgate-helper: {fatal}");
         }
-        Ok(Adoption { sessions, ..adoption(Adopted::InForce(policy.digest), revoked, beyond_recall) })
+        Ok(Adoption { sessions, ..adoption(Adopted::InForce, revoked, beyond_recall) })
     }
 
     /// The policy of root's that is in the files, if there is a valid one.

@@ -155,8 +155,8 @@ fn send(broker: &Channel, state: &State, done: Result<Done, Failed>) -> Result<(
 
 impl State {
     fn answer(&mut self, request: ToHelper, mut fds: Vec<OwnedFd>) -> Result<Result<Done, Failed>, Fatal> {
-        if matches!(request, ToHelper::Adopt { .. }) {
-            let adoption = self.adopt(fds.try_into().ok());
+        if let ToHelper::Adopt { policy, .. } = request {
+            let adoption = self.adopt(policy, fds.try_into().ok());
             let done = |adoption| Done { outcome: Outcome::Adopted(adoption), line: None, fds: Vec::new() };
             return Ok(adoption.map(done).map_err(Failed::from));
         }

@@ -93,8 +93,8 @@ impl Peer {
     }
 
     /// What it says to an `Adopt` with these descriptors: policy, users, groups.
-    pub fn adopt(&mut self, fds: &[BorrowedFd<'_>]) -> Outcome {
-        self.channel.send(&ToHelper::Adopt { file: !fds.is_empty() }, fds).expect("the helper reads");
+    pub fn adopt(&mut self, policy: Option<[u8; 32]>, fds: &[BorrowedFd<'_>]) -> Outcome {
+        self.channel.send(&ToHelper::Adopt { policy, file: !fds.is_empty() }, fds).expect("the helper reads");
         match self.channel.recv::<FromHelper>() {
             Ok((FromHelper::Answer { outcome, .. }, _)) => outcome,
             other => panic!("Adopt: no answer: {other:?}"),

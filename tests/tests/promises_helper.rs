@@ -224,8 +224,11 @@ fn promise_03_a_policy_is_read_by_the_helper_itself() {
     gate.kill(&helper);
     drop((client, instance));
     // The next one has read what nobody has put in force: it serves nobody.
-    let refused = gate.client(&USER).open("app").unwrap_err();
-    assert!(matches!(&refused, Error::Busy(refusal) if refusal.message.contains("SIGHUP")), "{refused:?}");
+    let busy = || {
+        let refused = gate.client(&USER).open("app").unwrap_err();
+        matches!(&refused, Error::Busy(refusal) if refusal.message.contains("SIGHUP"))
+    };
+    assert!(wait_until(SOON, busy), "{}", gate.log());
     gate.reload();
     let mut client = gate.session("app");
     let instance = client.load("o", &LoadOptions::default()).unwrap();

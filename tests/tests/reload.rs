@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Something small to load, attach and map.
@@ -319,6 +320,8 @@ fn each_request_is_judged_by_one_generation() {
                     }
                     Err(refused) => assert_eq!(refused.error, "io.bpfgate.Denied", "{refused:?}"),
                 }
+                // Time for some reloads; and not so much that its refusals are a flood.
+                std::thread::sleep(Duration::from_millis(3));
             }
             allowed
         });
@@ -326,6 +329,8 @@ fn each_request_is_judged_by_one_generation() {
         while !client.is_finished() {
             number += 1;
             gate.policy("app", &text(number));
+            // Not to be changed before the helper has read it.
+            assert_eq!(reloaded(&gate, "app")["about"], "changed, helper: adopted");
             assert_eq!(gate.generation(), start + number);
         }
         let allowed = client.join().unwrap();
@@ -375,19 +380,27 @@ fn a_lying_broker_puts_no_other_policy_in_force() {
     let elsewhere = File::open(elsewhere).unwrap();
     let directory = File::open(gate.dir.join("policies")).unwrap();
     let right = File::open(&path).unwrap();
+    let digest = |path: &Path| {
+        let text = bpfgate_tests::gate::sha256(path);
+        let byte = |at: usize| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).unwrap();
+        Some(std::array::from_fn::<u8, 32, _>(byte))
+    };
     let all = |fds: [&File; 3]| fds.map(|file| file.as_fd().try_clone_to_owned().unwrap());
-    for (what, fds) in [
-        ("another app's", all([&other, &users, &groups])),
-        ("an older one", all([&older, &users, &groups])),
-        ("one that is not root's", all([&elsewhere, &users, &groups])),
-        ("a FIFO", all([&fifo, &users, &groups])),
-        ("a directory", all([&directory, &users, &groups])),
-        ("other accounts", all([&right, &elsewhere, &groups])),
-        ("other groups", all([&right, &users, &users])),
-        ("no accounts", all([&right, &right, &right])),
+    let now = digest(&path);
+    for (what, digest, fds) in [
+        ("another app's", digest(&gate.policy_path("other")), all([&other, &users, &groups])),
+        ("an older one", digest(&gate.dir.join("older")), all([&older, &users, &groups])),
+        ("not what it says", digest(&gate.dir.join("older")), all([&right, &users, &groups])),
+        ("not none", None, all([&right, &users, &groups])),
+        ("one that is not root's", now, all([&elsewhere, &users, &groups])),
+        ("a FIFO", now, all([&fifo, &users, &groups])),
+        ("a directory", now, all([&directory, &users, &groups])),
+        ("other accounts", now, all([&right, &elsewhere, &groups])),
+        ("other groups", now, all([&right, &users, &users])),
+        ("no accounts", now, all([&right, &right, &right])),
     ] {
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-        match peer.adopt(&fds) {
+        match peer.adopt(digest, &fds) {
             Outcome::Refused { refusal, .. } => assert_eq!(refusal.class, Class::Denied, "{what}"),
             outcome => panic!("{what}: {outcome:?}"),
         }
@@ -395,11 +408,10 @@ fn a_lying_broker_puts_no_other_policy_in_force() {
         let Outcome::Instances(all) = &outcome else { panic!("{what}: {outcome:?}") };
         assert_eq!(all[0].maps[0].access.interface_word(), "read_write", "{what}: something has changed");
     }
-    assert!(matches!(peer.adopt(&[]), Outcome::Refused { .. }), "there is a file");
-    // A directory that others may write: nothing in it is root's any more; and then it is again.
-    match peer.adopt(&[right.as_fd(), users.as_fd(), groups.as_fd()]) {
+    assert!(matches!(peer.adopt(None, &[]), Outcome::Refused { .. }), "there is a file");
+    match peer.adopt(now, &[right.as_fd(), users.as_fd(), groups.as_fd()]) {
         Outcome::Adopted(adoption) => {
-            assert!(matches!(adoption.verdict, Adopted::InForce(_)), "{adoption:?}");
+            assert_eq!(adoption.verdict, Adopted::InForce, "{adoption:?}");
             assert_eq!(adoption.beyond_recall.len(), 1, "{adoption:?}");
         }
         outcome => panic!("{outcome:?}"),
@@ -409,7 +421,7 @@ fn a_lying_broker_puts_no_other_policy_in_force() {
     assert_eq!(all[0].maps[0].access.interface_word(), "proxy");
     // What root has made unsafe is no policy, whoever says so: everything is released, and the helper ends.
     fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
-    match peer.adopt(&[right.as_fd(), users.as_fd(), groups.as_fd()]) {
+    match peer.adopt(None, &[right.as_fd(), users.as_fd(), groups.as_fd()]) {
         Outcome::Adopted(adoption) => assert_eq!(adoption.verdict, Adopted::None),
         outcome => panic!("{outcome:?}"),
     }

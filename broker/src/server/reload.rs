@@ -197,8 +197,11 @@ impl Server {
     pub(super) fn have_adopted(&mut self, number: u64, first: bool) {
         let Some(helper) = self.helpers.get_mut(&number) else { return };
         let fds = handed_over(self.generations.directories(), &helper.app);
-        let message = ToHelper::Adopt { file: !fds.is_empty() };
-        let (policy, generation) = (helper.policy.clone(), self.generations.in_force().number);
+        let in_force = self.generations.in_force();
+        let digest =
+            in_force.of(&helper.app).and_then(|verdict| verdict.as_ref().ok()).map(|policy| policy.digest);
+        let message = ToHelper::Adopt { policy: digest, file: !fds.is_empty() };
+        let (policy, generation) = (helper.policy.clone(), in_force.number);
         let tag = Tag { asker: None, subject: Subject::default(), policy, generation };
         // Of several that wait the last one counts.
         helper.cancel_adoptions();
@@ -216,9 +219,16 @@ impl Server {
         let in_force = self.policy(&app).ok();
         let adoption = match outcome {
             Outcome::Adopted(adoption) => adoption,
+            // Another one waits, which counts; or the file was changed once more, and nobody has said that this counts.
+            Outcome::Refused { .. }
+                if self.helpers.get(&number).is_some_and(super::Helper::has_adoptions) =>
+            {
+                return Ok(());
+            }
             Outcome::Refused { refusal, .. } => {
-                let why = format!("it does not adopt its policy: {}", refusal.why);
-                return self.not_adopted(number, &why);
+                self.fate(&app, HelperFate::Ended, Some(refusal.why.clone()));
+                let outdated = self.outdated();
+                return self.lost_because(number, &refusal.why, &outdated, Farewell::Said);
             }
             _ => return self.lost(number, "it answered something else than it was asked"),
         };
@@ -228,8 +238,8 @@ impl Server {
         }
         match (verdict, in_force) {
             // Another one waits, which counts.
-            _ if self.helpers.get_mut(&number).is_some_and(super::Helper::has_adoptions) => Ok(()),
-            (Adopted::InForce(digest), Some(policy)) if digest == policy.digest => {
+            _ if self.helpers.get(&number).is_some_and(super::Helper::has_adoptions) => Ok(()),
+            (Adopted::InForce, Some(_)) => {
                 if let Err(why) = self.helpers[&number].confined() {
                     return self.lost(number, &why);
                 }
@@ -242,18 +252,7 @@ impl Server {
                 self.end_app(number, change)
             }
             (Adopted::Restart(why), _) => self.not_adopted(number, &why),
-            // The file was changed once more, and nobody has said that this counts.
-            (Adopted::InForce(_) | Adopted::None, _) => {
-                let refusal = self.outdated();
-                let why = "its file is not the one that was read".to_owned();
-                self.fate(&app, HelperFate::Ended, Some(why));
-                self.lost_because(
-                    number,
-                    "it serves another policy than the one in force",
-                    &refusal,
-                    Farewell::Said,
-                )
-            }
+            (Adopted::InForce | Adopted::None, _) => self.lost(number, "it adopts what it was not told"),
         }
     }
 

@@ -84,6 +84,8 @@ pub enum ToHelper {
     Survey,
     /// Row `Adopt`.
     Adopt {
+        /// SHA-256 of the policy that the broker has put in force; none if the app has none any more.
+        policy: Option<[u8; 32]>,
         /// Whether the descriptors go with it: there is a file.
         file: bool,
     },
@@ -250,8 +252,8 @@ impl Message for ToHelper {
         match self {
             Self::Open { .. } => 1,
             Self::Ask { verb, .. } => usize::from(attaches_own(verb)),
-            Self::Adopt { file: true } => 3,
-            Self::Adopt { file: false } | Self::Close { .. } | Self::Survey => 0,
+            Self::Adopt { file: true, .. } => 3,
+            Self::Adopt { file: false, .. } | Self::Close { .. } | Self::Survey => 0,
         }
     }
 }
@@ -345,8 +347,8 @@ pub struct Adoption {
 /// Which policy a helper goes on with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Adopted {
-    /// That of the file, with this SHA-256.
-    InForce([u8; 32]),
+    /// That of the file.
+    InForce,
     /// There is none: everything is released, and the helper ends.
     None,
     /// Still that of before: it takes a new helper to do what the file says, for this reason.
