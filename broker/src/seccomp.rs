@@ -35,6 +35,7 @@ pub(crate) fn rows(service: bool) -> Vec<Row> {
         row!(openat, SYS_openat, When::Without(2, WRITING), "policies and accounts; landlock refuses everything else"),
         row!(fstat, SYS_fstat, When::Always, "who can write a policy"),
         row!(newfstatat, SYS_newfstatat, When::Always, "fstat of newer C libraries"),
+        row!(fstatfs, SYS_fstatfs, When::Always, "whether the kernel decides what is in a policy"),
         row!(statx, SYS_statx, When::Always, "whether there is a policy"),
         row!(getdents64, SYS_getdents64, When::Always, "which policies there are"),
         row!(read, SYS_read, When::Always, "policies and accounts; SIGHUP"),

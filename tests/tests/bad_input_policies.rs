@@ -8,6 +8,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const POLICY: &str = r#"
@@ -26,7 +28,7 @@ fn mode(path: &Path, mode: u32) {
 /// Something that stands where a policy should: its name, how it comes about, and what the log says of it.
 type Case = (&'static str, &'static dyn Fn(&Path, &str), &'static str);
 
-const CASES: [Case; 19] = [
+const CASES: [Case; 20] = [
     (
         "a symbolic link",
         &|path, good| aside(path, good, |other| symlink(other, path).unwrap()),
@@ -43,6 +45,7 @@ const CASES: [Case; 19] = [
     ("a link to a device", &|path, _| symlink("/dev/zero", path).unwrap(), "symbolic link"),
     ("world-writable", &|path, good| with_mode(path, good, 0o646), "written by others"),
     ("group-writable", &|path, good| with_mode(path, good, 0o664), "written by its group"),
+    ("writable by an access control list", &|path, good| with_acl(path, good), "written by its group"),
     ("of another owner", &|path, good| owned(path, good, 12_345), "belongs to uid 12345"),
     ("100 MB", &|path, good| sparse(path, good), "larger than 262144 bytes"),
     ("empty", &|path, _| fs::write(path, "").unwrap(), "version"),
@@ -163,6 +166,68 @@ fn a_directory_that_others_may_write_disables_its_policies_until_it_is_mended() 
         Raw::open(&gate, &app).load("o");
     }
     gate.invariants(&before);
+}
+
+/// `user:12345:rw-`: the mode shows the mask of such a list where it shows the group.
+fn with_acl(path: &Path, text: &str) {
+    const ENTRIES: [(u16, u16, u32); 5] = [
+        (0x01, 6, u32::MAX), // the owner
+        (0x02, 6, 12_345),
+        (0x04, 4, u32::MAX), // the group
+        (0x10, 6, u32::MAX), // the mask
+        (0x20, 4, u32::MAX), // others
+    ];
+    write(path, text);
+    let mut list = 2u32.to_le_bytes().to_vec();
+    for (tag, rights, id) in ENTRIES {
+        list.extend(tag.to_le_bytes());
+        list.extend(rights.to_le_bytes());
+        list.extend(id.to_le_bytes());
+    }
+    let script =
+        "import os, sys; os.setxattr(sys.argv[1], 'system.posix_acl_access', bytes.fromhex(sys.argv[2]))";
+    let list = bpfgate_systemd::grants::hex(&list);
+    let status = Command::new("python3").args(["-c", script]).arg(path).arg(list).status().unwrap();
+    assert!(status.success(), "an access control list cannot be set on {}", path.display());
+}
+
+/// POL-08. The file that was looked at is the file that is read, however often another one takes its place.
+#[test]
+fn a_file_that_is_swapped_is_never_half_believed() {
+    needs_root!();
+    let gate = Gate::start();
+    let (good, bad) = (gate.fill(POLICY), gate.fill("[[client]]\nuser = 0\nmay = [\"load\"]\n"));
+    let path = gate.policy_path("app");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mine, theirs) = (path.with_extension("mine"), path.with_extension("theirs"));
+            while !over.load(Ordering::Relaxed) {
+                write(&mine, &good);
+                fs::rename(&mine, &path).unwrap();
+                owned(&theirs, &bad, 12_345);
+                fs::rename(&theirs, &path).unwrap();
+            }
+        });
+        let (mut taken, mut refused) = (0, 0);
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(2) || taken == 0 || refused == 0 {
+            assert!(start.elapsed() < Duration::from_secs(60), "taken {taken}, refused {refused}");
+            match bpfgate_protocol::policy::file::read_file(&path) {
+                Ok(policy) => {
+                    assert_eq!(policy.clients[0].user, Some(12_345), "a file of somebody else's is believed");
+                    taken += 1;
+                }
+                Err(error) => {
+                    let why = error.lines().join(" ");
+                    assert!(why.contains("belongs to uid 12345") || why.contains("does not exist"), "{why}");
+                    refused += 1;
+                }
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+        println!("taken {taken} times, refused {refused} times");
+    });
 }
 
 #[test]

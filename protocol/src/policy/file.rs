@@ -5,6 +5,7 @@ use crate::names::AppName;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
+use nix::sys::statfs::{FsType, fstatfs};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
@@ -102,6 +103,10 @@ pub fn open_trusted(path: &Path) -> Result<(OwnedFd, FileStat), String> {
         here = open_step(here.as_fd(), part, kind | flags)?;
         walked = format!("{walked}/{}", part.to_string_lossy());
     }
+    let kind = fstatfs(&here).map_err(|e| format!("cannot be examined: {}", e.desc()))?.filesystem_type();
+    if let Some(who) = decided_elsewhere(kind) {
+        return Err(format!("is on a file system whose contents {who}, not root of this machine"));
+    }
     let stat = fstat(&here).map_err(|e| format!("cannot be examined: {}", e.desc()))?;
     if SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) != SFlag::S_IFREG {
         return Err("is not a regular file".into());
@@ -164,6 +169,27 @@ pub fn read_handed(path: &Path, fd: OwnedFd, max: u64) -> Result<Vec<u8>, String
     }
     bytes.truncate(len);
     Ok(bytes)
+}
+
+/// Who decides what a file of this kind of file system holds, and who owns it, if that is not the kernel: owner and mode
+/// say nothing there. Source of the numbers: include/uapi/linux/magic.h.
+fn decided_elsewhere(kind: FsType) -> Option<&'static str> {
+    const SERVER: &str = "a server decides";
+    const PROCESS: &str = "a process decides";
+    [
+        (0x6969, SERVER),       // NFS
+        (0x517b, SERVER),       // SMB
+        (0xff53_4d42, SERVER),  // CIFS
+        (0xfe53_4d42, SERVER),  // SMB2
+        (0x00c3_6400, SERVER),  // Ceph
+        (0x5346_414f, SERVER),  // AFS
+        (0x6b41_4653, SERVER),  // kAFS
+        (0x7375_7245, SERVER),  // Coda
+        (0x0102_1997, SERVER),  // 9P
+        (0x6573_5546, PROCESS), // FUSE
+    ]
+    .into_iter()
+    .find_map(|(magic, who)| (kind.0 == magic).then_some(who))
 }
 
 fn open_step(at: BorrowedFd<'_>, part: &std::ffi::OsStr, flags: OFlag) -> Result<OwnedFd, String> {
@@ -309,6 +335,20 @@ mod tests {
             assert!(error.contains("another file"), "{other}: {error}");
         }
         assert!(read_handed(passwd, open("/etc/passwd"), 3).unwrap_err().contains("larger than 3"));
+    }
+
+    /// POL-05.
+    #[test]
+    fn only_the_kernel_decides_who_owns_a_file() {
+        for (magic, who) in [
+            (0x6969, Some("a server decides")),
+            (0x6573_5546, Some("a process decides")),
+            (0xef53, None),
+            (0x0102_1994, None),
+            (0x794c_7630, None),
+        ] {
+            assert_eq!(decided_elsewhere(FsType(magic)), who, "{magic:x}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! | `measure` | the measurements |
 //! | `world` | directory, policies, broker, and the processes seen from outside |
 //! | `peers` | the two other processes of the measurements: a client without privilege, and the bare ping-pong |
-//! | `policies` | the measurements of policies, which need no broker |
+//! | `policies` | the measurements of policies |
 //! | `source` | sizes that are read from the source text |
 //! | `table` | the table, and `target/bench.json` |
 #![forbid(unsafe_code)]

@@ -1,13 +1,15 @@
-//! Policies: what one decision costs, and reading and checking a thousand files.
+//! Policies: what one decision costs, reading and checking a thousand files, and how long a request waits meanwhile.
 
 use crate::table::Table;
-use crate::world::World;
+use crate::world::{Broker, World};
 use crate::{Result, Trying};
 use bpfgate_protocol::authorize::authorize;
 use bpfgate_protocol::identity::Peer;
 use bpfgate_protocol::messages::helper::Target;
-use bpfgate_protocol::policy::file;
+use bpfgate_protocol::policy::file::{self, Accounts};
 use std::hint::black_box;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,22 +21,53 @@ const READINGS: usize = 9;
 const SAMPLES: usize = 200;
 const DECISIONS: u32 = 500;
 
-/// Both measurements, in this process: what the broker does, without the broker.
+/// So often are the files read again by a broker that serves.
+const RELOADS: usize = 5;
+
 pub(crate) fn all(world: &World, table: &mut Table) -> Result<()> {
     let paths: Vec<PathBuf> = (0..FILES)
-        .map(|app| world.file(&format!("many/app-{app}.toml"), &text(app)))
+        .map(|app| world.file(&format!("policies/app-{app}.toml"), &text(app)))
         .collect::<Result<_>>()?;
+    reloads(world, table)?;
     let mut times = Vec::new();
     for _ in 0..READINGS {
         let start = Instant::now();
+        let accounts = Accounts::read().trying("reading the accounts")?;
         for path in &paths {
-            black_box(file::read_file(path).trying("reading a policy")?);
+            black_box(file::read_file_with(path, &accounts).trying("reading a policy")?);
         }
         times.push(start.elapsed().as_secs_f64() * 1e3);
     }
     let time = table.median("policy_load_ms_1000", "ms", &times);
     table.row("policy_load_ms_1000", time, 0, 300.0, "");
-    decisions(&paths, table)
+    decisions(&paths, table)?;
+    paths.iter().try_for_each(|path| std::fs::remove_file(path).trying("removing a policy"))
+}
+
+/// The longest that a request waits while a broker reads all files again; the worst of several reloads.
+fn reloads(world: &World, table: &mut Table) -> Result<()> {
+    const CALL: &[u8] = b"{\"method\":\"org.varlink.service.GetInfo\"}\0";
+    let broker = Broker::start(world, &[])?;
+    let mut stream = UnixStream::connect(&broker.socket).trying("connecting")?;
+    let mut reply = vec![0; 1 << 16];
+    let mut worst: f64 = 0.0;
+    for _ in 0..RELOADS {
+        let before = world.generations();
+        broker.reload()?;
+        while world.generations() == before {
+            for _ in 0..50 {
+                let start = Instant::now();
+                stream.write_all(CALL).trying("asking")?;
+                let got = stream.read(&mut reply).trying("waiting for the answer")?;
+                if !reply[..got].ends_with(b"\0") {
+                    return Err("the broker did not answer in one piece".into());
+                }
+                worst = worst.max(start.elapsed().as_secs_f64() * 1e3);
+            }
+        }
+    }
+    table.row("reload_gap_ms", worst, 1, 50.0, "the worst of all requests");
+    broker.stop()
 }
 
 /// Who and what, from the last entry of each list: nothing is found sooner.

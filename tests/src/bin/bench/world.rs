@@ -1,7 +1,8 @@
 //! What is needed around the measurements: a directory, policies, a broker; and the processes as seen from outside.
 
 use crate::{Result, Trying};
-use nix::unistd::{Gid, Group, Uid, User};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Gid, Group, Pid, Uid, User};
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
@@ -146,6 +147,12 @@ impl World {
         self.directory.join("broker.log")
     }
 
+    /// How many generations of policies brokers have put in force.
+    pub(crate) fn generations(&self) -> usize {
+        let text = fs::read_to_string(self.log_file()).unwrap_or_default();
+        text.lines().filter(|line| line.contains("of the policies is in force")).count()
+    }
+
     /// The end of the broker's log, to go after an error.
     pub(crate) fn log(&self) -> String {
         let text = fs::read_to_string(self.log_file()).unwrap_or_default();
@@ -194,6 +201,12 @@ impl Broker {
             std::thread::sleep(Duration::from_millis(2));
         }
         Ok(broker)
+    }
+
+    /// Has it read its policies again.
+    pub(crate) fn reload(&self) -> Result<()> {
+        let pid = i32::try_from(self.child.id()).trying("the pid of the broker")?;
+        kill(Pid::from_raw(pid), Signal::SIGHUP).trying("sending SIGHUP to the broker")
     }
 
     /// Ends it and waits until nothing that it started is left: the next measurement has the machine for itself.
