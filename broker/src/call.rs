@@ -6,12 +6,11 @@ use bpfgate_protocol::messages::{Bytes, InstanceId, LinkId};
 use bpfgate_protocol::names::{AppName, GlobalName, NameError};
 use bpfgate_protocol::policy;
 use bpfgate_protocol::refusal::{Refusal, printable};
-use serde::de::value::MapAccessDeserializer;
+use bpfgate_protocol::table::Table;
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, value::RawValue};
 use std::fmt;
-use std::marker::PhantomData;
 
 /// A Varlink call.
 #[derive(Deserialize)]
@@ -67,7 +66,7 @@ fn invalid(why: impl fmt::Display) -> Refusal {
 
 impl Frame {
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
-        let Object(frame): Object<Self> =
+        let Table(frame): Table<Self> =
             serde_json::from_slice(bytes).map_err(|e| invalid(format!("this is no Varlink call: {e}")))?;
         if frame.upgrade {
             return Err(invalid("no method upgrades the connection"));
@@ -84,7 +83,7 @@ impl Frame {
         let text = self.parameters.as_ref().map_or("{}", |raw| raw.get());
         let parameters = serde_json::from_str(text);
         parameters
-            .map(|Object(parameters)| parameters)
+            .map(|Table(parameters)| parameters)
             .map_err(|e| invalid(format!("the parameters of {}: {e}", self.split().1)))
     }
 
@@ -154,7 +153,7 @@ impl Frame {
                         Some(Kind::from_key(&key).ok_or_else(|| invalid("hook: there is no such hook"))?)
                     }
                 };
-                let target = p.target.map_or(Ok(Target::Only), |Object(target)| target.target())?;
+                let target = p.target.map_or(Ok(Target::Only), |Table(target)| target.target())?;
                 Verb::Attach {
                     instance: InstanceId(p.instance),
                     program: named("program", p.program)?,
@@ -203,25 +202,6 @@ fn from_hex(text: &str) -> Result<Vec<u8>, Refusal> {
     Ok(digits.chunks(2).map(byte).collect())
 }
 
-/// A JSON object. Derived structs would take an array too, and make a wire format of the order of their fields.
-struct Object<T>(T);
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Fields<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
-            type Value = Object<T>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
-                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
-            }
-        }
-        deserializer.deserialize_map(Fields(PhantomData))
-    }
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Empty {}
@@ -251,7 +231,7 @@ struct Load {
 struct Attach {
     instance: u64,
     program: String,
-    target: Option<Object<WireTarget>>,
+    target: Option<Table<WireTarget>>,
     hook: Option<String>,
 }
 

@@ -61,6 +61,7 @@ const OWN_CGROUP: &str = "own";
 /// | written | means |
 /// |---|---|
 /// | `eth0` | an interface; the event of that name if the program is a raw tracepoint |
+/// | `own` | for a program of cgroups, the cgroup of the client's own unit |
 /// | `sched:sched_process_exec` | an event |
 /// | `/sys/fs/cgroup/web` | a cgroup |
 /// | `/usr/bin/bash:readline` | a uprobe: what follows the last colon is the symbol |
@@ -84,6 +85,7 @@ impl TargetWord {
         match self {
             Self::Clear(target) => target.clone(),
             Self::Bare(word) if kind.starts_with("raw_tracepoint") => Target::Event(word.clone()),
+            Self::Bare(word) if kind.starts_with("cgroup") => Target::Cgroup(word.clone()),
             Self::Bare(word) => Target::Interface(word.clone()),
         }
     }

@@ -12,6 +12,7 @@
 //! | [`hooks`] | one row per kind of program |
 //! | [`identity`] | who a connected client is, as the kernel says |
 //! | [`pidfd`] | the two questions to the kernel about a process that no library asks yet |
+//! | [`table`] | fields by their names, and in no other way |
 //! | [`audit`] | what audit records are known by |
 #![deny(unsafe_code)]
 
@@ -29,6 +30,7 @@ pub mod names;
 pub mod pidfd;
 pub mod policy;
 pub mod refusal;
+pub mod table;
 
 /// The Varlink interface that clients speak, word for word.
 pub const INTERFACE: &str = include_str!("../io.bpfgate.varlink");

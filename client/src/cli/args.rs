@@ -158,7 +158,7 @@ pub(crate) struct ObjectArgs {
     /// Attach a program after the load; may be repeated
     ///
     /// TARGET is an interface (eth0), an event (sched:sched_process_exec), a cgroup
-    /// (/sys/fs/cgroup/web) or a function (/usr/bin/bash:readline). A bare word means an event for
+    /// (/sys/fs/cgroup/web, or own: that of the client's unit) or a function (/usr/bin/bash:readline). A bare word means an event for
     /// a raw tracepoint program and an interface for any other. The prefixes interface:, event:,
     /// cgroup: and uprobe: say it outright. Without TARGET the policy must allow exactly one.
     #[arg(long = "attach", value_name = "PROGRAM[=TARGET]")]
@@ -193,7 +193,7 @@ pub(crate) struct AttachArgs {
     pub(crate) instance: InstanceId,
     /// The program, by its name in the object
     pub(crate) program: String,
-    /// Where: eth0, sched:sched_process_exec, /sys/fs/cgroup/web, /usr/bin/bash:readline, or any of
+    /// Where: eth0, sched:sched_process_exec, /sys/fs/cgroup/web, own, /usr/bin/bash:readline, or any of
     /// them after interface:, event:, cgroup:, uprobe:
     pub(crate) target: Option<TargetWord>,
     /// Which kind of attachment, if the policy lists the program under more than one

@@ -11,6 +11,7 @@ use super::{
 use crate::functions;
 use crate::identity::NEVER;
 use crate::names::{EventName, NameError, ObjectName, Pattern, ProgramName};
+use crate::table::Table;
 use serde_spanned::Spanned;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,16 +62,19 @@ impl Builder<'_> {
             .into_iter()
             .filter_map(|(name, object)| {
                 let line = self.line(&name.span());
-                Some((self.name(&name)?, self.object(line, object)?))
+                Some((self.name(&name)?, self.object(line, object.0)?))
             })
             .collect();
-        let limits = self.limits(raw.limits);
+        let limits = self.limits(raw.limits.0);
         let netns = raw.netns.and_then(|path| self.name(&path));
-        let keep = self.word(raw.lifetime.keep, Keep::Session, &Keep::WORDS);
+        let keep = self.word(raw.lifetime.0.keep, Keep::Session, &Keep::WORDS);
         if keep == Keep::Boot {
             self.nothing_is_asked_for(&clients, &objects);
         }
-        self.own_is_somebodys(&clients, &objects);
+        // An entry that is wrong may have been the one that is missing.
+        if self.problems.is_empty() {
+            self.own_is_somebodys(&clients, &objects);
+        }
         let require = self.require(raw.require);
         Some(Policy {
             file: file.to_owned(),
@@ -165,10 +169,11 @@ impl Builder<'_> {
         default
     }
 
-    fn client(&mut self, raw: Spanned<raw::Client>) -> Option<Client> {
+    fn client(&mut self, raw: Spanned<Table<raw::Client>>) -> Option<Client> {
         let span = raw.span();
         let line = self.line(&span);
         let raw = raw.into_inner();
+        let raw = raw.0;
         self.may_is_last(&raw);
         if raw.user.is_none() && raw.group.is_none() && raw.unit.is_none() {
             let help = "add user = \"...\", group = \"...\" or unit = \"...\"; every condition in one entry must hold";
@@ -186,12 +191,15 @@ impl Builder<'_> {
                 Some("write may = [\"load\", \"attach\", \"maps\"], or less"),
             );
         }
-        let may: BTreeSet<Right> = raw
-            .may
-            .into_inner()
-            .into_iter()
-            .map(|word| self.word(Some(word), Right::Maps, &Right::WORDS))
-            .collect();
+        let mut may = BTreeSet::new();
+        for word in raw.may.into_inner() {
+            let span = word.span();
+            let known = self.problems.len();
+            let right = self.word(Some(word), Right::Maps, &Right::WORDS);
+            if !may.insert(right) && self.problems.len() == known {
+                self.problem(span, "this stands here twice", None);
+            }
+        }
         if (raw.maps.is_some() || raw.proxy.is_some()) && !may.contains(&Right::Maps) {
             self.problem(span.clone(), "this entry lists maps, but may does not say \"maps\"", None);
         }
@@ -243,9 +251,9 @@ impl Builder<'_> {
         Some(unit.ok_or(()))
     }
 
-    fn require(&mut self, raw: Option<Spanned<raw::Require>>) -> Require {
+    fn require(&mut self, raw: Option<Spanned<Table<raw::Require>>>) -> Require {
         let line = raw.as_ref().map_or(0, |raw| self.line(&raw.span()));
-        let raw = raw.map(Spanned::into_inner).unwrap_or_default();
+        let raw = raw.map(|raw| raw.into_inner().0).unwrap_or_default();
         let kernel = raw.kernel.and_then(|text| {
             let version = version(text.get_ref());
             if version.is_none() {
@@ -305,13 +313,13 @@ impl Builder<'_> {
         let mut programs = Vec::new();
         let mut add = |rule: Option<ProgramRule>| programs.extend(rule);
         for entry in raw.xdp {
-            let (span, e) = (entry.span(), entry.into_inner());
+            let (span, e) = (entry.span(), entry.into_inner().0);
             let mode = self.word(e.mode, XdpMode::Any, &XdpMode::WORDS);
             let hook = self.patterns(&span, &e.interfaces).map(|interfaces| Hook::Xdp { interfaces, mode });
             add(self.rule(&span, &e.program, hook, e.program_fd, e.link_fd));
         }
         for entry in raw.tcx {
-            let (span, e) = (entry.span(), entry.into_inner());
+            let (span, e) = (entry.span(), entry.into_inner().0);
             let direction = self.direction(e.direction);
             let order = self.word(e.order, Order::Last, &Order::WORDS);
             let hook = self.patterns(&span, &e.interfaces).map(|interfaces| Hook::Tcx {
@@ -322,7 +330,7 @@ impl Builder<'_> {
             add(self.rule(&span, &e.program, hook, e.program_fd, e.link_fd));
         }
         for entry in raw.cgroup_skb {
-            let (span, e) = (entry.span(), entry.into_inner());
+            let (span, e) = (entry.span(), entry.into_inner().0);
             let direction = self.direction(e.direction);
             let (own, paths): (Vec<Text>, Vec<Text>) =
                 e.cgroups.into_iter().partition(|text| text.get_ref() == OWN_CGROUP);
@@ -336,12 +344,12 @@ impl Builder<'_> {
             add(self.rule(&span, &e.program, hook, e.program_fd, e.link_fd));
         }
         for entry in raw.raw_tracepoint {
-            let (span, e) = (entry.span(), entry.into_inner());
+            let (span, e) = (entry.span(), entry.into_inner().0);
             let hook = self.events(&span, &e.events, false).map(|events| Hook::RawTracepoint { events });
             add(self.rule(&span, &e.program, hook, e.program_fd, e.link_fd));
         }
         for entry in raw.tracepoint {
-            let (span, e) = (entry.span(), entry.into_inner());
+            let (span, e) = (entry.span(), entry.into_inner().0);
             if e.link_fd {
                 let why = "the link of a tracepoint cannot be handed out: it could not be taken back";
                 self.problem(span.clone(), why, Some("a raw tracepoint has no such limit"));
@@ -350,7 +358,7 @@ impl Builder<'_> {
             add(self.rule(&span, &e.program, hook, e.program_fd, e.link_fd));
         }
         for entry in raw.uprobe {
-            let (span, e) = (entry.span(), entry.into_inner());
+            let (span, e) = (entry.span(), entry.into_inner().0);
             let (binary, symbols) = (self.name(&e.binary), self.names("symbols", &span, &e.symbols));
             let hook = binary.zip(symbols).map(|(binary, symbols)| Hook::Uprobe {
                 binary,
@@ -360,7 +368,7 @@ impl Builder<'_> {
             add(self.rule(&span, &e.program, hook, e.program_fd, e.link_fd));
         }
         for entry in raw.socket_filter {
-            let (span, e) = (entry.span(), entry.into_inner());
+            let (span, e) = (entry.span(), entry.into_inner().0);
             add(self.rule(&span, &e.program, Some(Hook::SocketFilter), e.program_fd, false));
         }
         self.one_type_each(&programs);
@@ -372,9 +380,9 @@ impl Builder<'_> {
         let globals = raw
             .globals
             .into_iter()
-            .filter_map(|(name, range)| Some((self.name(&name)?, self.range(&name, &range))));
+            .filter_map(|(name, range)| Some((self.name(&name)?, self.range(&name, &range.0))));
         let globals = globals.collect();
-        let functions = raw.helpers.allow.iter().filter_map(|name| self.function(name)).collect();
+        let functions = raw.helpers.0.allow.iter().filter_map(|name| self.function(name)).collect();
         Some(Object { line, path: path?, sha256: sha256.ok()?, programs, maps, globals, functions })
     }
 
@@ -397,12 +405,14 @@ impl Builder<'_> {
             let first = *seen.entry(&rule.program).or_insert(rule);
             let kind = |r: &ProgramRule| (r.hook.kind().row().prog_type, r.hook.expected_attach_type());
             if kind(first) != kind(rule) {
-                let message = format!("program {} is of another type in line {}", rule.program, first.line);
-                self.problem(
-                    self.first_of(rule.line),
-                    message,
-                    Some("a program has one type: write a second program for the second hook"),
-                );
+                let what = if first.hook.kind() == rule.hook.kind() {
+                    "loaded in another way"
+                } else {
+                    "of another type"
+                };
+                let message = format!("program {} is {what} in line {}", rule.program, first.line);
+                let help = "the kernel loads a program for one hook, one direction, call or return: write a second one";
+                self.problem(self.first_of(rule.line), message, Some(help));
             }
         }
     }

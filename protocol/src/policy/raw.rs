@@ -3,6 +3,7 @@
 //! What stands above a key here is what the reference (policies/README.md) and the schema for editors
 //! (policies/policy.schema.json) say about it: `make reference` writes both.
 
+use crate::table::Table;
 use serde::Deserialize;
 use serde_spanned::Spanned;
 use std::collections::BTreeMap;
@@ -22,18 +23,18 @@ pub(super) struct File {
     pub netns: Option<Text>,
     /// Who may use the app, one entry per role.
     #[serde(default)]
-    pub client: Vec<Spanned<Client>>,
+    pub client: Vec<Spanned<Table<Client>>>,
     /// What may be loaded; the key is what clients call the object.
     #[serde(default)]
-    pub objects: BTreeMap<Text, Object>,
+    pub objects: BTreeMap<Text, Table<Object>>,
     /// How much.
     #[serde(default)]
-    pub limits: Limits,
+    pub limits: Table<Limits>,
     /// How long.
     #[serde(default)]
-    pub lifetime: Lifetime,
+    pub lifetime: Table<Lifetime>,
     /// What must be there.
-    pub require: Option<Spanned<Require>>,
+    pub require: Option<Spanned<Table<Require>>>,
 }
 
 /// One role: who, and what these clients may do. Every condition of an entry must hold.
@@ -74,34 +75,34 @@ pub(super) struct Object {
     pub sha256: Option<Text>,
     /// Packets as an interface receives them.
     #[serde(default)]
-    pub xdp: Vec<Spanned<Xdp>>,
+    pub xdp: Vec<Spanned<Table<Xdp>>>,
     /// Packets of an interface at the traffic control layer.
     #[serde(default)]
-    pub tcx: Vec<Spanned<Tcx>>,
+    pub tcx: Vec<Spanned<Table<Tcx>>>,
     /// Packets of the sockets of a cgroup and of the cgroups below it.
     #[serde(default)]
-    pub cgroup_skb: Vec<Spanned<CgroupSkb>>,
+    pub cgroup_skb: Vec<Spanned<Table<CgroupSkb>>>,
     /// Tracepoints of the kernel with their raw arguments.
     #[serde(default)]
-    pub raw_tracepoint: Vec<Spanned<Events>>,
+    pub raw_tracepoint: Vec<Spanned<Table<Events>>>,
     /// Tracepoints of the kernel with their formatted records.
     #[serde(default)]
-    pub tracepoint: Vec<Spanned<Events>>,
+    pub tracepoint: Vec<Spanned<Table<Events>>>,
     /// Functions of a program or library in user space, in every process that maps it.
     #[serde(default)]
-    pub uprobe: Vec<Spanned<Uprobe>>,
+    pub uprobe: Vec<Spanned<Table<Uprobe>>>,
     /// Packets of single sockets, which the client attaches the program to by itself.
     #[serde(default)]
-    pub socket_filter: Vec<Spanned<SocketFilter>>,
+    pub socket_filter: Vec<Spanned<Table<SocketFilter>>>,
     /// What leaves the helper: each key is the name of a map, or a quoted data section such as `".bss"`. A map that is not named is not handed over.
     #[serde(default)]
     pub maps: BTreeMap<Text, Text>,
     /// Constants that a client may set: each key is an integer of `.rodata` (`volatile const` in C). One that is not named keeps the value that it has in the object.
     #[serde(default)]
-    pub globals: BTreeMap<Text, Range>,
+    pub globals: BTreeMap<Text, Table<Range>>,
     /// Functions that need a grant.
     #[serde(default)]
-    pub helpers: Helpers,
+    pub helpers: Table<Helpers>,
 }
 
 /// A program on network interfaces, as early as packets can be seen.

@@ -8,7 +8,6 @@ use super::judge::{Judgement, Request, judge};
 use super::who::People;
 use super::{INVALID, Source, file_of, invalid};
 use bpfgate_protocol::names::AppName;
-use bpfgate_protocol::refusal::Refusal;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -59,6 +58,9 @@ pub(super) fn run(path: &Path, policies: Option<&Path>, style: Style) -> Outcome
             return Ok(ExitCode::from(INVALID));
         }
     };
+    if cases.case.is_empty() {
+        return Ok(wrong_case(&name, 1, "there is no case: nothing would be tested"));
+    }
     let beside = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let directory = policies.unwrap_or(beside);
     let mut people = People::read()?;
@@ -69,8 +71,10 @@ pub(super) fn run(path: &Path, policies: Option<&Path>, style: Style) -> Outcome
     for case in cases.case {
         let line = bpfgate_protocol::policy::report::position(&text, case.span().start).0;
         let case = case.into_inner();
-        let wrong = |why: String| Failure::Failed(format!("{name}:{line}: {why}"));
-        let request = Request::parse(case.request.split_whitespace()).map_err(wrong)?;
+        let request = match Request::parse(case.request.split_whitespace()) {
+            Ok(request) => request,
+            Err(why) => return Ok(wrong_case(&name, line, &why)),
+        };
         if !sources.contains_key(&case.app)
             && let Some(file) = file_of(&case.app, Some(directory))
         {
@@ -83,23 +87,24 @@ pub(super) fn run(path: &Path, policies: Option<&Path>, style: Style) -> Outcome
         }
         let judged = match sources.get(&case.app) {
             Some((text, policy)) => {
-                let peer = people.peer(&case.client, policy).map_err(wrong)?;
-                Some((text, policy, judge(policy, &peer, &request)))
+                let known = people.peer(&case.client, policy).and_then(|peer| {
+                    request.names_what_is_there(policy)?;
+                    Ok(peer)
+                });
+                match known {
+                    Ok(peer) => Some((text, policy, judge(policy, &peer, &request))),
+                    Err(why) => return Ok(wrong_case(&name, line, &why)),
+                }
             }
             None => None,
         };
-        // An app without a policy is denied everything.
-        let no_policy = || Judgement {
-            verdict: Err(Refusal::denied(format!(
-                "{} has no policy of app {}",
-                directory.display(),
-                case.app
-            ))),
-            misses: Vec::new(),
-        };
         let (policy_text, file, judgement) = match judged {
             Some((text, policy, judgement)) => (text.as_str(), policy.file.as_str(), judgement),
-            None => ("", "", no_policy()),
+            // It would be denied everything; more likely it is misspelt, and a case that tests nothing is no case.
+            None => {
+                let why = format!("{} has no policy of app {}", directory.display(), case.app);
+                return Ok(wrong_case(&name, line, &why));
+            }
         };
         let difference = case.difference(&judgement);
         failed += usize::from(difference.is_some());
@@ -118,6 +123,12 @@ pub(super) fn run(path: &Path, policies: Option<&Path>, style: Style) -> Outcome
         Style::Table => output::print(&format_args!("{} as expected, {failed} not\n", count - failed))?,
     }
     Ok(ExitCode::from(u8::from(failed > 0)))
+}
+
+/// A case that tests nothing, whatever it expects.
+fn wrong_case(file: &str, line: u32, why: &str) -> ExitCode {
+    super::say(&output::clean_lines(&format!("{file}:{line}: {why}")));
+    ExitCode::from(INVALID)
 }
 
 impl Case {

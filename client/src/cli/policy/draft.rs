@@ -71,20 +71,21 @@ impl Facts {
 
     fn draft(&self, args: &NewArgs) -> String {
         let mut text = String::new();
+        // On top: a file that is cut off must not have the defaults instead.
+        self.add_bounds(&mut text);
         add_client(&mut text, args.user.as_deref());
         let name = &self.name;
         let _ = write!(
             text,
             "\n# What: this file, with these bytes. Another build has another digest; `bpfgate policy pin` writes it here.\n\
-             [objects.{name}]\npath = {}\nsha256 = \"{}\"\n",
-            quoted(self.path.as_str()),
-            hex::encode(&self.digest)
+             [objects.{name}]\nsha256 = \"{}\"\npath = {}\n",
+            hex::encode(&self.digest),
+            quoted(self.path.as_str())
         );
         self.add_programs(&mut text, &args.interface);
         self.add_maps(&mut text);
         self.add_globals(&mut text);
         self.add_functions(&mut text);
-        self.add_bounds(&mut text);
         let gaps =
             if text.contains(GAP) { ", and it is refused until what says FILL IN is filled in" } else { "" };
         let open = if args.user.is_some() { "" } else { ": nobody is let in yet" };

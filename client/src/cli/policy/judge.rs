@@ -56,6 +56,43 @@ impl Request {
     }
 }
 
+impl Request {
+    /// Whether the policy has the object, programs, globals and map of the request at all, whoever may have them: where
+    /// it has not, a denial says nothing.
+    pub(super) fn names_what_is_there(&self, policy: &Policy) -> Result<(), String> {
+        let rules = |object: &ObjectName| {
+            policy.objects.get(object).ok_or_else(|| format!("the policy has no object {object}"))
+        };
+        let has_program = |object: &ObjectName, program: &ProgramName| {
+            let there = rules_of(policy, object, program).next().is_some();
+            there
+                .then_some(())
+                .ok_or_else(|| format!("object {object} has no program {program} in the policy"))
+        };
+        match self {
+            Self::Open => Ok(()),
+            Self::Load { object, programs, globals } => {
+                let rules = rules(object)?;
+                programs.iter().try_for_each(|program| has_program(object, program))?;
+                match globals.iter().find(|global| !rules.globals.contains_key(&global.name)) {
+                    Some(global) => {
+                        Err(format!("object {object} has no global {} in the policy", global.name))
+                    }
+                    None => Ok(()),
+                }
+            }
+            Self::Attach { object, program, .. } => {
+                rules(object)?;
+                has_program(object, program)
+            }
+            Self::Map { object, map } => match rules(object)?.maps.contains_key(map) {
+                true => Ok(()),
+                false => Err(format!("object {object} has no map {map} in the policy")),
+            },
+        }
+    }
+}
+
 /// What it came to.
 pub(super) struct Judgement {
     /// The lines that allow it, the deciding one first.

@@ -43,7 +43,7 @@ pub(crate) enum Kind {
 
 fn kind(rust: &str) -> Kind {
     let inside = |prefix: &str| rust.strip_prefix(prefix)?.strip_suffix('>');
-    if let Some(inner) = inside("Option<").or_else(|| inside("Spanned<")) {
+    if let Some(inner) = inside("Option<").or_else(|| inside("Spanned<")).or_else(|| inside("Table<")) {
         return kind(inner);
     }
     if let Some(inner) = inside("Vec<") {
