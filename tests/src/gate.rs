@@ -3,7 +3,7 @@
 use crate::network::Network;
 use crate::process::{self, Process, Role};
 use crate::user::{Who, as_user};
-use crate::{SOON, invariants, wait_until};
+use crate::{SOON, invariants, wait_until, witness};
 use bpfgate_client::Client;
 use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, fcntl};
 use nix::sys::signal::{Signal, kill};
@@ -205,11 +205,14 @@ impl Gate {
             !text.contains(|c: char| c.is_control() && c != '\n'),
             "a control character in the audit file"
         );
-        text.lines()
+        let all: Vec<Value> = text
+            .lines()
             .map(|line| {
                 serde_json::from_str(line).unwrap_or_else(|error| panic!("no audit record: {line}: {error}"))
             })
-            .collect()
+            .collect();
+        witness::are_whole(&all);
+        all
     }
 
     /// The audit records of one app; refused connections name it as what was asked for.

@@ -33,6 +33,7 @@ pub mod raw;
 pub mod services;
 pub mod sys;
 pub mod user;
+mod witness;
 
 pub use gate::{Gate, bin_dir, bpf_object, workspace};
 pub use raw::Raw;

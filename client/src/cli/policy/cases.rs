@@ -98,20 +98,17 @@ pub(super) fn run(path: &Path, policies: Option<&Path>, style: Style) -> Outcome
             }
             None => None,
         };
-        let (policy_text, file, judgement) = match judged {
-            Some((text, policy, judgement)) => (text.as_str(), policy.file.as_str(), judgement),
-            // It would be denied everything; more likely it is misspelt, and a case that tests nothing is no case.
-            None => {
-                let why = format!("{} has no policy of app {}", directory.display(), case.app);
-                return Ok(wrong_case(&name, line, &why));
-            }
+        // It would be denied everything; more likely it is misspelt, and a case that tests nothing is no case.
+        let Some((policy_text, policy, judgement)) = judged else {
+            let why = format!("{} has no policy of app {}", directory.display(), case.app);
+            return Ok(wrong_case(&name, line, &why));
         };
         let difference = case.difference(&judgement);
         failed += usize::from(difference.is_some());
         if let (Some(difference), Style::Table) = (&difference, style) {
             let mut said =
                 format!("{name}:{line}: {} as {}: {}: {difference}\n", case.app, case.client, case.request);
-            for reason in reasons(file, policy_text, &judgement).lines() {
+            for reason in reasons(&policy.file, policy_text, &judgement).lines() {
                 let _ = writeln!(said, "  {reason}");
             }
             output::print(&output::clean_lines(&said))?;

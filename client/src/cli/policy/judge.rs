@@ -85,10 +85,10 @@ impl Request {
                 rules(object)?;
                 has_program(object, program)
             }
-            Self::Map { object, map } => match rules(object)?.maps.contains_key(map) {
-                true => Ok(()),
-                false => Err(format!("object {object} has no map {map} in the policy")),
-            },
+            Self::Map { object, map } => {
+                let there = rules(object)?.maps.contains_key(map);
+                there.then_some(()).ok_or_else(|| format!("object {object} has no map {map} in the policy"))
+            }
         }
     }
 }

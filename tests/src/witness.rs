@@ -1,0 +1,128 @@
+//! Every decision that a raw client is told of has its audit record, of its own, with the right peer, app, verb,
+//! verdict, object and numbers. The broker writes the record before it answers, so it can be looked for at once.
+
+use bpfgate_protocol::refusal::Class;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+/// Of refusals and listings more than this many bytes of one user may go unrecorded, but for their number.
+const FLOOD: usize = 150 << 10;
+
+/// What was read of an audit file.
+#[derive(Default)]
+struct Seen {
+    offset: u64,
+    /// Records that belong to no decision that was looked for yet.
+    unclaimed: Vec<Value>,
+    /// Bytes of records by user.
+    bytes: BTreeMap<u64, usize>,
+}
+
+/// By the path of the file: clients of one broker share it.
+static ALL: Mutex<BTreeMap<PathBuf, Seen>> = Mutex::new(BTreeMap::new());
+
+impl Seen {
+    fn read_on(&mut self, path: &Path) {
+        let mut file = File::open(path).expect("the audit file");
+        if file.metadata().expect("its size").len() < self.offset {
+            self.offset = 0;
+        }
+        file.seek(SeekFrom::Start(self.offset)).expect("a place in it");
+        let mut text = String::new();
+        file.read_to_string(&mut text).expect("audit records are text");
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        self.offset += whole as u64;
+        for line in text[..whole].lines() {
+            let record: Value = serde_json::from_str(line).expect("an audit record");
+            *self.bytes.entry(record["uid"].as_u64().unwrap_or(0)).or_default() += line.len();
+            self.unclaimed.push(record);
+        }
+    }
+}
+
+/// Asserts what is true of every record, whatever was decided, and that each decision has one.
+pub(crate) fn are_whole(records: &[Value]) {
+    let mut requests = BTreeSet::new();
+    for record in records {
+        let text = |name: &str| record[name].as_str().unwrap_or_default();
+        assert!(record["audit"].is_number(), "{record}");
+        match text("verb") {
+            "Summary" => assert!(record["suppressed"].is_object(), "{record}"),
+            "Reload" => assert!(record["generation"].as_u64() >= Some(1), "{record}"),
+            verb => {
+                assert!(!verb.is_empty() && record["generation"].as_u64() >= Some(1), "{record}");
+                assert!(
+                    record["uid"].is_u64() && record["gid"].is_u64() && record["pid"].is_i64(),
+                    "{record}"
+                );
+                let request = text("request");
+                let is_new = requests.insert(request.to_owned());
+                assert!(request.len() == 16 && is_new, "two decisions of one request: {record}");
+                let verdict = text("verdict");
+                let class = Class::ALL.iter().any(|class| class.name() == verdict);
+                assert!(class || verdict == "allowed", "{record}");
+                assert!(!class || !text("why").is_empty(), "nobody learns why: {record}");
+                assert!(class || text("by").contains(".toml"), "no policy decided: {record}");
+            }
+        }
+    }
+}
+
+/// A decision as a client was told of it.
+pub(crate) struct Decision<'a> {
+    pub(crate) uid: u32,
+    pub(crate) app: Option<&'a str>,
+    pub(crate) verb: &'a str,
+    pub(crate) asked: &'a Value,
+    /// The parameters of the reply, or the name of the error and its parameters.
+    pub(crate) told: Result<&'a Value, (&'a str, &'a Value)>,
+}
+
+/// Looks for the record of a decision, which then is no other's.
+pub(crate) fn claim(path: &Path, decision: &Decision<'_>) {
+    let Decision { uid, app, verb, asked, told } = decision;
+    let mut all = ALL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let seen = all.entry(path.to_owned()).or_default();
+    seen.read_on(path);
+    let is_its = |record: &Value| {
+        record["uid"] == *uid
+            && match told {
+                Ok(_) => {
+                    record["verb"] == *verb
+                        && record["verdict"] == "allowed"
+                        && record["app"].as_str() == *app
+                }
+                Err((error, parameters)) => {
+                    record["request"] == parameters["request"] && record["verdict"] == *error
+                }
+            }
+    };
+    let Some(place) = seen.unclaimed.iter().position(is_its) else {
+        let flood = seen.bytes.get(&u64::from(*uid)).is_some_and(|bytes| *bytes > FLOOD);
+        assert!(flood, "no audit record of {verb} {asked} by uid {uid} of {app:?}: {told:?}");
+        return;
+    };
+    let record = seen.unclaimed.remove(place);
+    assert!(record["generation"].as_u64() >= Some(1) && record["pid"].is_u64(), "{record}");
+    assert_eq!(record["request"].as_str().map(str::len), Some(16), "{record}");
+    match told {
+        Ok(reply) => {
+            let by = record["by"].as_str().unwrap_or_default();
+            assert!(by.contains(".toml"), "no policy decided: {record}");
+            for number in ["instance", "link"] {
+                if reply[number].is_u64() {
+                    assert_eq!(record[number], reply[number], "{record}");
+                }
+            }
+            if *verb == "Load" {
+                assert_eq!(record["object"], asked["object"], "{record}");
+                assert_eq!(record["digest"].as_str().map(str::len), Some(64), "{record}");
+            }
+        }
+        Err(_) => assert!(record["why"].as_str().is_some_and(|why| !why.is_empty()), "{record}"),
+    }
+}
