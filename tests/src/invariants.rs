@@ -96,7 +96,15 @@ impl Gate {
         let mut instance = client.load("o", &LoadOptions::default()).unwrap_or_else(|error| honest(error));
         step("load");
         let target = Target::Interface("lo".to_owned());
-        let link = client.attach(instance.id, "pass", Some(&target), None);
+        let mut link = client.attach(instance.id, "pass", Some(&target), None);
+        // What a client before left attached there may not be gone yet.
+        let busy = |error: &bpfgate_client::Error| matches!(error, bpfgate_client::Error::Kernel { errno, .. } if *errno == libc::EBUSY);
+        wait_until(SOON, || {
+            if link.as_ref().is_err_and(busy) {
+                link = client.attach(instance.id, "pass", Some(&target), None);
+            }
+            !link.as_ref().is_err_and(busy)
+        });
         let link = link.unwrap_or_else(|error| honest(error));
         step("attach");
         let counts = instance.take_map("counts").expect("the canary's map");

@@ -40,7 +40,7 @@ impl Raw {
     /// Connects as `who`.
     pub fn connect(gate: &Gate, who: &Who) -> Self {
         let audit = gate.dir.join("audit");
-        let witness = audit.exists().then_some((audit, who.id));
+        let witness = witness::watch(&audit).then_some((audit, who.id));
         Self { witness, ..Self::on(gate.connect(who)) }
     }
 

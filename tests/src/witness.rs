@@ -12,9 +12,9 @@ use std::sync::Mutex;
 /// Of refusals and listings more than this many bytes of one user may go unrecorded, but for their number.
 const FLOOD: usize = 150 << 10;
 
-/// What was read of an audit file.
-#[derive(Default)]
+/// What was read of an audit file, which was opened by who may read it.
 struct Seen {
+    file: File,
     offset: u64,
     /// Records that belong to no decision that was looked for yet.
     unclaimed: Vec<Value>,
@@ -26,14 +26,13 @@ struct Seen {
 static ALL: Mutex<BTreeMap<PathBuf, Seen>> = Mutex::new(BTreeMap::new());
 
 impl Seen {
-    fn read_on(&mut self, path: &Path) {
-        let mut file = File::open(path).expect("the audit file");
-        if file.metadata().expect("its size").len() < self.offset {
+    fn read_on(&mut self) {
+        if self.file.metadata().expect("its size").len() < self.offset {
             self.offset = 0;
         }
-        file.seek(SeekFrom::Start(self.offset)).expect("a place in it");
+        self.file.seek(SeekFrom::Start(self.offset)).expect("a place in it");
         let mut text = String::new();
-        file.read_to_string(&mut text).expect("audit records are text");
+        self.file.read_to_string(&mut text).expect("audit records are text");
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
         self.offset += whole as u64;
         for line in text[..whole].lines() {
@@ -72,6 +71,17 @@ pub(crate) fn are_whole(records: &[Value]) {
     }
 }
 
+/// Begins to read an audit file; false if there is none.
+pub(crate) fn watch(path: &Path) -> bool {
+    let mut all = ALL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if !all.contains_key(path) {
+        let Ok(file) = File::open(path) else { return false };
+        let (unclaimed, bytes) = (Vec::new(), BTreeMap::new());
+        all.insert(path.to_owned(), Seen { file, offset: 0, unclaimed, bytes });
+    }
+    true
+}
+
 /// A decision as a client was told of it.
 pub(crate) struct Decision<'a> {
     pub(crate) uid: u32,
@@ -86,8 +96,8 @@ pub(crate) struct Decision<'a> {
 pub(crate) fn claim(path: &Path, decision: &Decision<'_>) {
     let Decision { uid, app, verb, asked, told } = decision;
     let mut all = ALL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let seen = all.entry(path.to_owned()).or_default();
-    seen.read_on(path);
+    let seen = all.get_mut(path).expect("it is watched");
+    seen.read_on();
     let is_its = |record: &Value| {
         record["uid"] == *uid
             && match told {

@@ -270,7 +270,8 @@ fn policies_are_checked_and_shown_without_a_broker() {
         let source = workspace().join(format!("policies/{name}.toml"));
         let copy = gate.policy_path(name);
         std::fs::copy(source, &copy).unwrap();
-        let ended = bpfgate(&format!("policy check {}", copy.display()));
+        // As shipped their digests are nobody's.
+        let ended = bpfgate(&format!("policy check --no-objects {}", copy.display()));
         assert_eq!(ended.code, Some(0), "{ended:?}");
     }
     gate.invariants(&before);

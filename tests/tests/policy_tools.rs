@@ -451,7 +451,12 @@ fn cases_are_run_and_failing_ones_explained() {
         (good.replace("\"deny\"", "\"allow\""), 1, "this entry is for uid 990, and this is uid 1"),
         (good.replace("line = 2", "line = 7"), 1, "line 2 decided, not line 7"),
         (good.replace("\"allow\"", "\"maybe\""), 4, "unknown variant"),
-        (good.replace("load counter", "steal counter"), 1, "a request is"),
+        (good.replace("load counter", "steal counter"), 4, "a request is"),
+        // What is not there is denied to everybody: such a case would test nothing.
+        (good.replace("\"app\"", "\"ap\""), 4, "no policy of app ap"),
+        (good.replace("load counter", "load conuter"), 4, "no object conuter"),
+        (good.replace("count_packets", "cuont_packets"), 4, "no program cuont_packets"),
+        ("case = []\n".to_owned(), 4, "there is no case"),
     ] {
         desk.write("cases", &text);
         let test = desk.run("test cases");

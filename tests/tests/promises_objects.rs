@@ -48,6 +48,8 @@ fn promise_04_an_object_that_changes_on_disk_takes_effect_with_the_next_helper()
     let [helper, ..] = gate.helper("app");
     gate.kill(&helper);
     drop(client);
+    let lost = || gate.log().contains("helper of app: the other end is closed");
+    assert!(wait_until(SOON, lost), "{}", gate.log());
     let mut client = gate.session("app");
     assert!(matches!(load(&mut client), Err(Error::Object(_))));
     drop(client);
