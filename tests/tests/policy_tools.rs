@@ -247,6 +247,10 @@ fn what_is_not_in_the_object_is_found_with_its_place() {
             "{without:?}"
         );
     }
+    desk.write("bad.toml", &change("count_packets", "zzz"));
+    let found: Value = serde_json::from_str(&desk.run("check bad.toml --json").out).unwrap();
+    let problem = &found[0]["problems"][0];
+    assert_eq!((&problem["line"], &problem["column"]), (&json!(9), &json!(11)), "{found}");
 }
 
 /// What a program calls through functions of its object counts, and what another program calls does not.

@@ -38,12 +38,16 @@ impl PolicyError {
         Self { file: file.to_owned(), problems: vec![problem], text: None }
     }
 
+    /// Line and column of a problem, from 1; none if it is about the file as a whole.
+    pub fn place(&self, problem: &Problem) -> Option<(u32, u32)> {
+        self.text.as_deref().map(|text| position(text, problem.span.start))
+    }
+
     /// `file:line:column: message`, one line per problem: for logs.
     pub fn lines(&self) -> Vec<String> {
-        let place = |p: &Problem| {
-            let Some(text) = &self.text else { return self.file.clone() };
-            let (line, column) = position(text, p.span.start);
-            format!("{}:{line}:{column}", self.file)
+        let place = |p: &Problem| match self.place(p) {
+            Some((line, column)) => format!("{}:{line}:{column}", self.file),
+            None => self.file.clone(),
         };
         self.problems.iter().map(|p| format!("{}: {}", place(p), p.message)).collect()
     }

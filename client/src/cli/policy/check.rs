@@ -122,8 +122,12 @@ impl Verdict {
 }
 
 fn as_json(error: &PolicyError) -> Value {
-    let problem = |(problem, line): (&Problem, String)| json!({"message": problem.message, "help": problem.help, "line": line});
-    error.problems.iter().zip(error.lines()).map(problem).collect()
+    let problem = |problem: &Problem| {
+        let place = error.place(problem);
+        let (line, column) = (place.map(|(line, _)| line), place.map(|(_, column)| column));
+        json!({"message": problem.message, "help": problem.help, "line": line, "column": column})
+    };
+    error.problems.iter().map(problem).collect()
 }
 
 /// What is found out about a policy that is well written.
