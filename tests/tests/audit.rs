@@ -100,8 +100,9 @@ fn records_are_found_by_what_they_are_about() {
 /// A hundred thousand refusals: what is written of them is bounded, counted, and has the first and the last (RES-11).
 #[test]
 fn a_flood_is_summarized() {
-    const CALLS: usize = 100_000;
     needs_root!();
+    // Fewer on an emulated machine: still a flood there.
+    let calls = 100_000 / bpfgate_tests::slowness() as usize;
     let gate = Gate::start();
     gate.policy("app", POLICY);
     let before = gate.baseline();
@@ -109,7 +110,7 @@ fn a_flood_is_summarized() {
     let (start, count) = (size(), gate.audit().len());
     let call = frame("Open", &json!({"app": "app"})).repeat(100);
     let mut last = Value::Null;
-    for _ in 0..CALLS / 1000 {
+    for _ in 0..calls / 1000 {
         // Who is let into no app is sent away after a while.
         let mut stranger = Raw::connect(&gate, &STRANGER);
         for _ in 0..10 {
@@ -132,7 +133,7 @@ fn a_flood_is_summarized() {
     let counted: u64 =
         records.iter().filter(is_summary).map(|r| r["suppressed"]["Denied"].as_u64().unwrap()).sum();
     println!("{written} written, {counted} counted, {} KiB", (size() - start) >> 10);
-    assert_eq!(written as u64 + counted, CALLS as u64);
+    assert_eq!(written as u64 + counted, calls as u64);
     assert!(size() - start < 1 << 20, "{} bytes", size() - start);
     gate.invariants(&before);
 }
