@@ -4,10 +4,11 @@ use bpfgate_client::Target;
 use bpfgate_protocol::messages::SessionId;
 use bpfgate_protocol::messages::helper::{Outcome, ToHelper, Verb};
 use bpfgate_protocol::messages::{InstanceId, LinkId};
+use bpfgate_protocol::refusal::Class;
 use bpfgate_tests::cgroup::Cgroup;
 use bpfgate_tests::cli::{Ended, Running};
 use bpfgate_tests::gate::bin_dir;
-use bpfgate_tests::peer::Peer;
+use bpfgate_tests::peer::{Peer, client_of};
 use bpfgate_tests::{
     Gate, Raw, SOON, STRANGER, USER, Who, as_user, needs_kernel, needs_root, sys, wait_until,
 };
@@ -392,16 +393,20 @@ fn a_broker_cannot_give_another_cgroup() {
     );
     gate.policy("app", &text);
     let mut peer = Peer::start(&gate, "app");
-    let client = peer.session_by(&gate, 1, |path| {
+    // Nor another client: the helper asks the kernel itself.
+    let (_outside, server) = client_of(&gate, &USER);
+    let refusal = peer.refused(&ToHelper::Open { session: SessionId(1) }, Some(server.as_fd()));
+    assert_eq!(refusal.class, Class::Denied, "{refusal}");
+    let client = peer.session_by(&gate, 2, |path| {
         let mut python = gate.unprivileged(&USER, std::path::Path::new("/usr/bin/python3"));
         let mut inside = ours.inside(python.args(["-c", STAY]).arg(path));
         Running(inside.stdin(Stdio::piped()).spawn().unwrap())
     });
     let load = Verb::Load { object: "o".parse().unwrap(), programs: Vec::new(), globals: Vec::new() };
-    let (outcome, _) = peer.ask(&ToHelper::Ask { session: SessionId(1), verb: load }, None);
+    let (outcome, _) = peer.ask(&ToHelper::Ask { session: SessionId(2), verb: load }, None);
     assert!(matches!(outcome, Outcome::Loaded { .. }), "{outcome:?}");
     let attach = ToHelper::Ask {
-        session: SessionId(1),
+        session: SessionId(2),
         verb: Verb::Attach {
             instance: InstanceId(1),
             program: "on_egress".parse().unwrap(),
