@@ -9,7 +9,7 @@ mod limit;
 use bpfgate_lockdown::{Fatal, Step};
 use bpfgate_protocol::identity::Peer;
 use bpfgate_protocol::messages::helper::{MapInfo, Outcome, Target, Verb};
-use bpfgate_protocol::refusal::Refusal;
+use bpfgate_protocol::refusal::{Refusal, is_active};
 use journal::Journal;
 use limit::{Fields, Limit};
 use serde::Serialize;
@@ -232,18 +232,14 @@ impl<'a> Record<'a> {
 
 /// Text in which nothing moves a cursor, ends a line, or turns the direction of writing.
 fn plain(value: &mut Value) {
-    let active = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
     match value {
-        Value::String(text) if text.contains(active) => {
+        Value::String(text) if text.contains(is_active) => {
             *text = text
                 .chars()
                 .map(|c| {
                     if c == '\n' {
                         ' '
-                    } else if active(c) {
+                    } else if is_active(c) {
                         '?'
                     } else {
                         c
@@ -289,9 +285,7 @@ impl Audit {
             return Err(Fatal("an audit record has no fields".into()));
         };
         fields.values_mut().for_each(plain);
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
-        // Seconds since 1970.
-        fields.insert("audit".into(), now.into());
+        fields.insert("audit".into(), time().into());
         let line = line(&fields)?;
         if let Some(uid) = uid.filter(|_| !record.is_kept()) {
             let now = Instant::now();
@@ -313,9 +307,8 @@ impl Audit {
         if self.limit.due().is_none_or(|due| now < due) {
             return Ok(());
         }
-        let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
         for mut fields in self.limit.summaries(now) {
-            fields.entry("audit").or_insert(time.into());
+            fields.entry("audit").or_insert_with(|| time().into());
             let line = line(&fields)?;
             self.put(&fields, &line)?;
         }
@@ -332,6 +325,11 @@ impl Audit {
             Sink::Output => std::io::stdout().lock().write_all(line).step("writing an audit record"),
         }
     }
+}
+
+/// Seconds since 1970.
+fn time() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
 
 fn line(fields: &Fields) -> Result<Vec<u8>, Fatal> {

@@ -1,5 +1,6 @@
 //! From the bytes of a client to a typed request. Whatever is not exactly a call of the interface is refused here.
 
+use bpfgate_protocol::hex;
 use bpfgate_protocol::hooks::Kind;
 use bpfgate_protocol::messages::helper::{Global, Target, Verb};
 use bpfgate_protocol::messages::{Bytes, InstanceId, LinkId};
@@ -173,8 +174,14 @@ impl Frame {
                 if !(1..=256).contains(&limit) {
                     return Err(invalid("limit is 1 to 256").into());
                 }
-                let cursor = Bytes(p.cursor.as_deref().map_or(Ok(Vec::new()), from_hex)?);
-                Verb::ReadMap { instance: InstanceId(p.instance), map: named("name", p.name)?, cursor, limit }
+                let cursor = hex::decode(p.cursor.as_deref().unwrap_or_default())
+                    .ok_or_else(|| invalid("cursor: not what ReadMap gave"))?;
+                Verb::ReadMap {
+                    instance: InstanceId(p.instance),
+                    map: named("name", p.name)?,
+                    cursor: Bytes(cursor),
+                    limit,
+                }
             }
             "List" => {
                 let Empty {} = self.parameters()?;
@@ -187,19 +194,6 @@ impl Frame {
 
 fn named<T: TryFrom<String, Error = NameError>>(field: &str, text: String) -> Result<T, Refusal> {
     T::try_from(text).map_err(|error| invalid(format!("{field}: {error}")))
-}
-
-fn from_hex(text: &str) -> Result<Vec<u8>, Refusal> {
-    let digits = text.as_bytes();
-    let fine = digits.len().is_multiple_of(2) && digits.iter().all(u8::is_ascii_hexdigit);
-    if !fine {
-        return Err(invalid("cursor: not what ReadMap gave"));
-    }
-    let byte = |pair: &[u8]| {
-        let digit = |d: u8| char::from(d).to_digit(16).unwrap_or(0);
-        u8::try_from(digit(pair[0]) * 16 + digit(pair[1])).unwrap_or(0)
-    };
-    Ok(digits.chunks(2).map(byte).collect())
 }
 
 #[derive(Deserialize)]

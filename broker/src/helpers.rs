@@ -235,10 +235,12 @@ impl<T> Helper<T> {
                     // Of another policy it is not known what that demands.
                     if same { confined(&sandbox, &self.policy) } else { Ok(()) }
                 });
-                self.sandbox = Some(sandbox);
                 match checked {
-                    Ok(()) if same => Said::Ready,
-                    Ok(()) => Said::Outdated,
+                    Ok(()) => {
+                        self.sandbox = Some(sandbox);
+                        if same { Said::Ready } else { Said::Outdated }
+                    }
+                    // It never was ready: the next start waits.
                     Err(why) => Said::Lost(why),
                 }
             }
@@ -317,7 +319,10 @@ mod tests {
             Said::Answer { .. } => "answer".to_owned(),
             Said::Nothing => "nothing".to_owned(),
         };
-        messages.iter().map(|_| word(helper.receive(Instant::now()))).collect()
+        let first = word(helper.receive(Instant::now()));
+        assert_eq!(helper.was_ready(), ["ready", "another policy"].contains(&first.as_str()), "{first}");
+        let others = messages[1..].iter().map(|_| word(helper.receive(Instant::now())));
+        std::iter::once(first).chain(others).collect()
     }
 
     fn ready(

@@ -1,9 +1,9 @@
 //! From outcomes to the bytes that a client reads.
 
 use crate::server::Fate;
+use bpfgate_protocol::hex;
 use bpfgate_protocol::hooks::Capability;
 use bpfgate_protocol::inspect::map_type_name;
-use bpfgate_protocol::messages::Bytes;
 use bpfgate_protocol::messages::helper::{InstanceInfo, LinkInfo, MapInfo, Outcome, ProgramInfo, Sandbox};
 use bpfgate_protocol::names::AppName;
 use bpfgate_protocol::policy::Policy;
@@ -11,7 +11,6 @@ use bpfgate_protocol::refusal::{Class, Refusal, printable};
 use bpfgate_protocol::{ADMIN_INTERFACE, INTERFACE};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::fmt::Write;
 
 /// The description of `org.varlink.service`, which every Varlink service has. Source: varlink.org/Service.
 const SERVICE: &str = "\
@@ -99,12 +98,14 @@ pub(crate) fn outcome(outcome: &Outcome) -> Vec<u8> {
         }
         Outcome::Map(info) => json!({ "map": map(info, &mut fds) }),
         Outcome::Entries { entries, cursor } => {
-            let entries: Vec<Value> =
-                entries.iter().map(|(key, value)| json!({ "key": hex(key), "value": hex(value) })).collect();
+            let entries: Vec<Value> = entries
+                .iter()
+                .map(|(key, value)| json!({ "key": hex::encode(&key.0), "value": hex::encode(&value.0) }))
+                .collect();
             if cursor.0.is_empty() {
                 json!({ "entries": entries })
             } else {
-                json!({ "entries": entries, "cursor": hex(cursor) })
+                json!({ "entries": entries, "cursor": hex::encode(&cursor.0) })
             }
         }
         Outcome::Survey { sessions, instances } => {
@@ -226,12 +227,5 @@ fn instance(info: &InstanceInfo, fds: &mut Counter) -> Value {
         "programs": programs,
         "maps": maps,
         "links": links,
-    })
-}
-
-fn hex(bytes: &Bytes) -> String {
-    bytes.0.iter().fold(String::with_capacity(bytes.0.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
     })
 }

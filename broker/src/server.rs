@@ -15,13 +15,13 @@ use crate::starter::{Attempt, Start, Starter};
 use bpfgate_lockdown::{Fatal, Step};
 use bpfgate_protocol::authorize::{Permit, authorize};
 use bpfgate_protocol::channel::send_stream;
-use bpfgate_protocol::identity::{Peer, Units, note_unit};
+use bpfgate_protocol::hex;
+use bpfgate_protocol::identity::{Peer, Units};
 use bpfgate_protocol::messages::SessionId;
 use bpfgate_protocol::messages::helper::{Outcome, Sandbox, Target, ToHelper, Verb};
 use bpfgate_protocol::names::AppName;
 use bpfgate_protocol::policy::{Machine, Policy, Right};
 use bpfgate_protocol::refusal::{Refusal, printable};
-use bpfgate_systemd::grants::hex;
 use bpfgate_systemd::manager::Manager;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -286,7 +286,7 @@ impl Server {
 
     fn refuse_at_the_door(&mut self, stream: &OwnedFd, refusal: &Refusal) {
         let request = self.audit.request_id();
-        if let Ok(peer) = Peer::of(stream.as_fd()) {
+        if let Ok(peer) = Peer::for_record(stream.as_fd()) {
             let generation = self.generations.in_force().number;
             let mut record = Record::of(&peer, &request, generation, "connect", Subject::default());
             record.refused(refusal);
@@ -466,10 +466,11 @@ impl Server {
                 };
             }
             Ok(Call::Verb(verb)) => {
-                let (name, subject) = (printable(frame.split().1, 30), self.subject(number, &verb));
-                return match self.verb(number, verb, frame.oneway) {
+                let mut subject = self.subject(number, &verb);
+                return match self.verb(number, verb, frame.oneway, &mut subject) {
                     Ok(()) => Ok(()),
                     Err((refusal, policy)) => {
+                        let name = printable(frame.split().1, 30);
                         self.refuse(number, &refusal, frame.oneway, &name, subject, policy.as_deref())
                     }
                 };
@@ -499,7 +500,8 @@ impl Server {
     ) -> Result<(), Fatal> {
         let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
         let request = self.audit.request_id();
-        if let Ok(peer) = Peer::of(connection.socket()) {
+        let known = connection.session.as_ref().map(|session| session.peer.clone());
+        if let Ok(peer) = known.map_or_else(|| Peer::for_record(connection.socket()), Ok) {
             let app = connection.session.as_ref().map(|session| session.app.as_str());
             let generation = self.generations.in_force().number;
             let mut record = Record::of(&peer, &request, generation, verb, subject);
@@ -529,9 +531,10 @@ impl Server {
         let now = Instant::now();
         let policy = self.policy(&app).map_err(no)?;
         let with = |refusal: Refusal| (refusal, Some(policy.clone()));
-        let peer = self
-            .identify(number, &policy)
-            .map_err(|error| with(Refusal::denied(format!("the client cannot be identified: {error}"))))?;
+        let mut peer =
+            self.here.units.identify(connection.socket(), &policy).map_err(|error| {
+                with(Refusal::denied(format!("the client cannot be identified: {error}")))
+            })?;
         let _early = authorize(&policy, &peer).map_err(with)?;
         if let Some(why) = policy.require.missing(self.here.machine, self.here.sandbox.landlock_abi) {
             return Err(with(Refusal::unsupported(why).by_line(policy.require.line)));
@@ -548,12 +551,12 @@ impl Server {
         let helper = self.helper_of[&app];
         let id = SessionId(self.number());
         let request = self.audit.request_id();
+        let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
+        peer.note_unit(connection.socket());
         let asker = Asker { connection: number, peer: peer.clone(), request, oneway };
-        if let Some(connection) = self.connections.get_mut(&number) {
-            connection.session =
-                Some(Box::new(Session { app: app.clone(), id, peer, permit: None, revoked: false }));
-            connection.busy = true;
-        }
+        let session = Session { app: app.clone(), id, peer, permit: None, revoked: false };
+        connection.session = Some(Box::new(session));
+        connection.busy = true;
         if let Some(entry) = self.helpers.get_mut(&helper) {
             entry.sessions += 1;
             let generation = self.generations.in_force().number;
@@ -564,14 +567,6 @@ impl Server {
         Ok(())
     }
 
-    /// The client of a connection, as a policy has to know it.
-    fn identify(&self, number: u64, policy: &Policy) -> std::io::Result<Peer> {
-        let connection = self.connections.get(&number).ok_or(std::io::ErrorKind::NotConnected)?;
-        let mut peer = self.here.units.identify(connection.socket(), policy)?;
-        note_unit(&mut peer, connection.socket());
-        Ok(peer)
-    }
-
     /// Asks a helper what it has, for the administrator. One that does not run is started, if it is behind a socket.
     fn survey(&mut self, number: u64, app: &AppName, oneway: bool) -> Result<(), Refusal> {
         let policy = self.policy(app)?;
@@ -580,7 +575,8 @@ impl Server {
         }
         let request = self.audit.request_id();
         let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
-        let peer = Peer::of(connection.socket()).map_err(|error| Refusal::denied(error.to_string()))?;
+        let peer =
+            Peer::for_record(connection.socket()).map_err(|error| Refusal::denied(error.to_string()))?;
         connection.busy = true;
         let helper = self.helper_of[app];
         let tag = Tag {
@@ -647,7 +643,14 @@ impl Server {
         Ok(())
     }
 
-    fn verb(&mut self, number: u64, verb: Verb, oneway: bool) -> Result<(), (Refusal, Option<Arc<Policy>>)> {
+    /// Passes a request on; `subject`, what it is about, is taken if that was done.
+    fn verb(
+        &mut self,
+        number: u64,
+        verb: Verb,
+        oneway: bool,
+        subject: &mut Subject,
+    ) -> Result<(), (Refusal, Option<Arc<Policy>>)> {
         let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
         if connection.session.as_ref().is_some_and(|session| session.revoked) {
             return Err((revoked(), None));
@@ -677,8 +680,7 @@ impl Server {
         let request = self.audit.request_id();
         let asker = Asker { connection: number, peer: session.peer.clone(), request, oneway };
         let (policy, generation) = (permit.policy().clone(), self.generations.in_force().number);
-        let subject = subject(helper, &verb);
-        let tag = Tag { asker: Some(asker), subject, policy, generation };
+        let tag = Tag { asker: Some(asker), subject: std::mem::take(subject), policy, generation };
         let message = ToHelper::Ask { session: session.id, verb };
         helper.push(Request { message, fds: fd.into_iter().collect(), tag });
         connection.busy = true;
@@ -764,7 +766,7 @@ impl Server {
         ) = (&outcome, &message)
         {
             helper.remember(instance.0, object.clone(), *digest);
-            subject.digest = Some(hex(digest));
+            subject.digest = Some(hex::encode(digest));
         }
         let mut record = Record::of(&peer, &request, generation, message.row().name, subject);
         record.app = Some(helper.app.as_str());
@@ -876,7 +878,7 @@ fn subject(helper: &Helper<Tag>, verb: &Verb) -> Subject {
     let mut subject = Subject::of(verb);
     if let Some(instance) = subject.instance {
         subject.object = helper.object(instance).map(ToString::to_string);
-        subject.digest = helper.digest(instance).map(|digest| hex(digest));
+        subject.digest = helper.digest(instance).map(|digest| hex::encode(digest));
     }
     subject
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 /// After a helper that did not start: 100 ms, doubled each time, at most this.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
+
 /// Who starts helpers.
 enum Way {
     /// The spawner: it is asked, and hands over a channel.

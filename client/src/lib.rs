@@ -38,7 +38,6 @@ mod client;
 pub mod cpus;
 mod error;
 pub mod exec;
-pub mod hex;
 mod map;
 mod map_info;
 mod mapping;
@@ -48,6 +47,7 @@ mod target;
 mod transport;
 mod wire;
 
+pub use bpfgate_protocol::hex;
 pub use client::{
     Client, DEFAULT_SOCKET, Entries, Instance, Link, ListedInstance, LoadOptions, Page, Program,
 };

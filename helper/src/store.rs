@@ -9,12 +9,12 @@ use crate::attach::Way;
 use crate::state::{Instance, State};
 use bpfgate_lockdown::{Fatal, Step};
 use bpfgate_protocol::codec;
+use bpfgate_protocol::hex;
 use bpfgate_protocol::messages::helper::{Global, LinkInfo, ProgramInfo};
 use bpfgate_protocol::messages::{InstanceId, LinkId};
 use bpfgate_protocol::names::{MapName, ObjectName, ProgramName};
 use bpfgate_protocol::policy::object::sealed;
 use bpfgate_protocol::refusal::Refusal;
-use bpfgate_systemd::grants::hex;
 use bpfgate_systemd::manager::Manager;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -190,7 +190,7 @@ impl State {
     /// Says that this process serves, as far as there is somebody to say it to.
     pub(crate) fn say_ready(&self) -> Result<(), Fatal> {
         // The digest tells `bpfgate policy apply` which policy is in force here.
-        let digest = hex(&self.policy.digest);
+        let digest = hex::encode(&self.policy.digest);
         let status = format!("serving {}, SHA-256 {digest}", self.policy.file);
         self.store.manager.ready(&status).step("telling the service manager")
     }

@@ -53,6 +53,28 @@ impl Peer {
         Ok(Self { uid, gid, groups, pid, ..Default::default() })
     }
 
+    /// What a record says of a client that no policy has to know.
+    pub fn for_record(socket: BorrowedFd<'_>) -> io::Result<Self> {
+        let mut peer = Self::of(socket)?;
+        peer.note_unit(socket);
+        Ok(peer)
+    }
+
+    /// Fills in what is for the record only. It reads /proc.
+    pub fn note_unit(&mut self, socket: BorrowedFd<'_>) {
+        let Some(name) = cgroup_of(self.pid).as_deref().and_then(unit_of) else { return };
+        // Without a pidfd nobody knows whether this was still the process that connected.
+        let Ok(pidfd) = getsockopt(&socket, sockopt::PeerPidfd) else { return };
+        // systemd publishes the invocation of each unit as the target of a link that leads nowhere.
+        let link = std::fs::read_link(format!("/run/systemd/units/invocation:{name}")).ok();
+        if !has_ended(pidfd.as_fd()) {
+            self.unit = Some(name);
+            self.invocation = link
+                .and_then(|link| link.into_os_string().into_string().ok())
+                .filter(|id| id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()));
+        }
+    }
+
     /// Whether this is the user `uid`.
     pub fn is_user(&self, uid: u32) -> bool {
         !NEVER.contains(&uid) && self.uid == uid
@@ -178,21 +200,6 @@ impl Units {
         let place = |stat: FileStat| (stat.st_dev, stat.st_ino);
         let given = fstatat(fd, "", AtFlags::AT_EMPTY_PATH).ok().map(place);
         given.is_some() && given == self.cgroup(unit).map(place)
-    }
-}
-
-/// Fills in what is for the record only. It reads /proc.
-pub fn note_unit(peer: &mut Peer, socket: BorrowedFd<'_>) {
-    let Some(name) = cgroup_of(peer.pid).as_deref().and_then(unit_of) else { return };
-    // Without a pidfd nobody knows whether this was still the process that connected.
-    let Ok(pidfd) = getsockopt(&socket, sockopt::PeerPidfd) else { return };
-    // systemd publishes the invocation of each unit as the target of a link that leads nowhere.
-    let link = std::fs::read_link(format!("/run/systemd/units/invocation:{name}")).ok();
-    if !has_ended(pidfd.as_fd()) {
-        peer.unit = Some(name);
-        peer.invocation = link
-            .and_then(|link| link.into_os_string().into_string().ok())
-            .filter(|id| id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()));
     }
 }
 

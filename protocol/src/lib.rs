@@ -22,6 +22,7 @@ pub mod channel;
 pub mod codec;
 pub mod description;
 pub mod functions;
+pub mod hex;
 pub mod hooks;
 pub mod identity;
 pub mod inspect;

@@ -168,6 +168,13 @@ pub fn printable(text: &str, max: usize) -> String {
     out
 }
 
+/// Whether a terminal, or a reader of lines, does something with this character: control characters, line and paragraph
+/// separators, and what turns the direction of writing.
+pub fn is_active(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

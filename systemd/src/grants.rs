@@ -5,6 +5,7 @@
 mod order;
 
 use bpfgate_protocol::functions;
+use bpfgate_protocol::hex;
 use bpfgate_protocol::hooks::Capability;
 use bpfgate_protocol::names::{AbsolutePath, GlobalName, MapName, ObjectName, Pattern, ProgramName};
 use bpfgate_protocol::policy::{
@@ -12,7 +13,7 @@ use bpfgate_protocol::policy::{
     Sandboxing, Unit, UnitCheck, XdpMode, needed,
 };
 use std::collections::BTreeSet;
-use std::fmt::{self, Write as _};
+use std::fmt;
 
 /// One thing that a policy allows, or that bounds what it allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -213,7 +214,7 @@ fn places(hook: &Hook) -> Vec<Place> {
         Hook::CgroupSkb { cgroups, own, direction } => {
             let own = own.then(|| "of the client's unit".to_owned());
             let all = cgroups.iter().map(ToString::to_string).chain(own);
-            literals(all.map(|cgroup| format!("on cgroup_skb {cgroup} ({})", way(*direction))).collect())
+            literals(all.map(|cgroup| format!("on cgroup_skb {cgroup} ({direction})")).collect())
         }
         Hook::RawTracepoint { events } => {
             literals(events.iter().map(|event| format!("on raw_tracepoint {event}")).collect())
@@ -226,13 +227,6 @@ fn places(hook: &Hook) -> Vec<Place> {
             literals(symbols.iter().map(|symbol| format!("on uprobe {binary}:{symbol} ({when})")).collect())
         }
         Hook::SocketFilter => literals(vec!["as socket_filter".to_owned()]),
-    }
-}
-
-fn way(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Ingress => "ingress",
-        Direction::Egress => "egress",
     }
 }
 
@@ -249,7 +243,7 @@ impl fmt::Display for Place {
             }
             Self::Tcx(interface, direction, order) => {
                 let order = if *order == Order::First { ", first" } else { "" };
-                write!(f, "on tcx {interface} ({}{order})", way(*direction))
+                write!(f, "on tcx {interface} ({direction}{order})")
             }
             Self::Literal(place) => f.write_str(place),
         }
@@ -272,7 +266,7 @@ impl fmt::Display for Grant {
             }
             Self::Capability(capability) => write!(f, "helper holds {capability}"),
             Self::Object { name, path, sha256: Some(digest) } => {
-                write!(f, "object {name} is {path}, sha256 {}", hex(digest))
+                write!(f, "object {name} is {path}, sha256 {}", hex::encode(digest))
             }
             Self::Object { name, path, sha256: None } => {
                 write!(f, "object {name} is {path}, any bytes that root put there")
@@ -314,14 +308,6 @@ impl fmt::Display for Grant {
 
 fn list<T: fmt::Display>(items: &BTreeSet<T>) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
-
-/// Lower-case hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// A backslash at the end of a line would join it with the next one in a unit file.

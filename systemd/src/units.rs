@@ -1,7 +1,8 @@
 //! From a policy to what systemd is told about its helper. Nothing here reads or writes: the same policy gives the same
 //! text, in the generator, in `bpfgate policy apply` and in a test.
 
-use crate::grants::{hex, lines};
+use crate::grants::lines;
+use bpfgate_protocol::hex;
 use bpfgate_protocol::names::{AbsolutePath, AppName};
 use bpfgate_protocol::policy::{Hook, Keep, Policy, capabilities, needed};
 use sha2::{Digest, Sha256};
@@ -107,7 +108,7 @@ pub fn drop_in(app: &AppName, policy: &Policy, layout: &Layout) -> Result<String
     add_preparation(&mut text, app, policy, layout);
     add_bounds(&mut text, policy);
     text += "\n# What is in force, for `bpfgate policy apply`; systemd passes over sections of this name.\n[X-Bpfgate]\n";
-    let _ = writeln!(text, "Policy={}\nDigest={}", policy.file, hex(&policy.digest));
+    let _ = writeln!(text, "Policy={}\nDigest={}", policy.file, hex::encode(&policy.digest));
     for grant in lines(policy) {
         let _ = writeln!(text, "{GRANT}{grant}");
     }
@@ -121,7 +122,7 @@ fn user(app: &AppName) -> String {
         return format!("{PREFIX}{app}");
     }
     let digest: [u8; 32] = Sha256::digest(app.as_str().as_bytes()).into();
-    format!("{PREFIX}{}", &hex(&digest)[..16])
+    format!("{PREFIX}{}", &hex::encode(&digest)[..16])
 }
 
 const GRANT: &str = "Grant=";

@@ -186,7 +186,7 @@ fn with_acl(path: &Path, text: &str) {
     }
     let script =
         "import os, sys; os.setxattr(sys.argv[1], 'system.posix_acl_access', bytes.fromhex(sys.argv[2]))";
-    let list = bpfgate_systemd::grants::hex(&list);
+    let list = bpfgate_protocol::hex::encode(&list);
     let status = Command::new("python3").args(["-c", script]).arg(path).arg(list).status().unwrap();
     assert!(status.success(), "an access control list cannot be set on {}", path.display());
 }

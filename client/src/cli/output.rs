@@ -3,6 +3,7 @@
 use std::fmt::{self, Write as _};
 use std::io::{self, Write};
 
+use bpfgate_protocol::refusal::is_active;
 use serde_json::Value;
 
 /// How a result is printed.
@@ -106,12 +107,6 @@ fn visible(text: &str, active: impl Fn(char) -> bool) -> String {
         }
     }
     clean
-}
-
-/// Control characters, line and paragraph separators, and what turns the direction of writing.
-fn is_active(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use super::{
     ProgramRule, Range, Require, Right, Sandboxing, Unit, UnitCheck, VERSION, XdpMode,
 };
 use crate::functions;
+use crate::hex;
 use crate::identity::NEVER;
 use crate::names::{EventName, NameError, ObjectName, Pattern, ProgramName};
 use crate::table::Table;
@@ -264,8 +265,8 @@ impl Builder<'_> {
         });
         let landlock = raw.landlock.map(|abi| self.limit(Some(abi), 1, Require::MOST_LANDLOCK));
         Require {
-            sandbox: self.word(raw.sandbox, Sandboxing::Full, &Sandboxing::WORDS),
-            unit_check: self.word(raw.unit_check, UnitCheck::Helper, &UnitCheck::WORDS),
+            sandbox: self.word(raw.sandbox, Require::default().sandbox, &Sandboxing::WORDS),
+            unit_check: self.word(raw.unit_check, Require::default().unit_check, &UnitCheck::WORDS),
             kernel,
             landlock,
             btf: raw.btf,
@@ -441,22 +442,17 @@ impl Builder<'_> {
     }
 
     fn digest(&mut self, text: &Text) -> Option<[u8; 32]> {
-        let hex = text.get_ref();
-        let mut digest = [0; 32];
-        let ok = hex.len() == 64
-            && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-            && digest.iter_mut().enumerate().all(|(i, byte)| {
-                u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).map(|value| *byte = value).is_ok()
-            });
-        if !ok {
+        let digits = text.get_ref();
+        let digest = hex::decode(digits).filter(|_| !digits.bytes().any(|b| b.is_ascii_uppercase()));
+        let digest = digest.and_then(|digest| digest.try_into().ok());
+        if digest.is_none() {
             self.problem(
                 text.span(),
                 "a digest is 64 lower-case hexadecimal digits",
                 Some("sha256sum prints it"),
             );
-            return None;
         }
-        Some(digest)
+        digest
     }
 
     fn range(&mut self, name: &Text, raw: &raw::Range) -> Range {

@@ -136,12 +136,6 @@ impl Right {
         [("load", Right::Load), ("attach", Right::Attach), ("maps", Right::Maps)];
 }
 
-impl fmt::Display for Right {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(Self::WORDS[*self as usize].0)
-    }
-}
-
 /// One `[objects.NAME]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Object {
@@ -417,12 +411,6 @@ impl Keep {
     }
 }
 
-impl fmt::Display for Keep {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(Self::WORDS[*self as usize].0)
-    }
-}
-
 /// What must be there. What is missing refuses; nothing falls back silently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Require {
@@ -474,6 +462,19 @@ impl Sandboxing {
     pub const WORDS: [(&'static str, Sandboxing); 2] =
         [("full", Sandboxing::Full), ("seccomp", Sandboxing::Seccomp)];
 }
+
+/// Written as in a policy: the words stand in the order of the values.
+macro_rules! written_by_words {
+    ($($type:ident)+) => {
+        $(impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(Self::WORDS[*self as usize].0)
+            }
+        })+
+    };
+}
+
+written_by_words!(Right XdpMode Direction Order Access Keep UnitCheck Sandboxing);
 
 /// The word for the cgroup of the unit by which an entry names the client.
 pub const OWN_CGROUP: &str = "own";

@@ -5,10 +5,10 @@
 //! conditions of a client above `may`): such a text allows no more than the whole, wherever it is cut off.
 
 use super::{
-    Access, Client, Direction, Hook, Limits, OWN_CGROUP, Object, Order, Policy, ProgramRule, Range, Require,
-    Right, Sandboxing, Unit, UnitCheck, VERSION, XdpMode,
+    Client, Hook, Limits, OWN_CGROUP, Object, Policy, ProgramRule, Range, Require, Right, Unit, VERSION,
 };
 use crate::functions;
+use crate::hex;
 use crate::names::{AbsolutePath, ObjectName};
 use std::fmt::{self, Display, Formatter};
 
@@ -48,8 +48,8 @@ impl Display for Toml<'_> {
 
 fn print_require(require: &Require, f: &mut Formatter<'_>) -> fmt::Result {
     let Require { sandbox, unit_check, kernel, landlock, btf, line: _ } = require;
-    writeln!(f, "\n[require]\nsandbox = {}", word(*sandbox, &Sandboxing::WORDS))?;
-    writeln!(f, "unit_check = {}", word(*unit_check, &UnitCheck::WORDS))?;
+    writeln!(f, "\n[require]\nsandbox = {}", word(sandbox))?;
+    writeln!(f, "unit_check = {}", word(unit_check))?;
     if let Some((major, minor)) = kernel {
         writeln!(f, "kernel = \"{major}.{minor}\"")?;
     }
@@ -101,9 +101,7 @@ fn print_object(name: &ObjectName, object: &Object, f: &mut Formatter<'_>) -> fm
     let Object { line: _, path, sha256, programs, maps, globals, functions } = object;
     writeln!(f, "\n[objects.{name}]\npath = {}", Quoted(path.as_str()))?;
     if let Some(sha256) = sha256 {
-        f.write_str("sha256 = \"")?;
-        sha256.iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
-        f.write_str("\"\n")?;
+        writeln!(f, "sha256 = {}", Quoted(&hex::encode(sha256)))?;
     }
     for rule in programs {
         print_rule(name, rule, f)?;
@@ -111,7 +109,7 @@ fn print_object(name: &ObjectName, object: &Object, f: &mut Formatter<'_>) -> fm
     if !maps.is_empty() {
         writeln!(f, "\n[objects.{name}.maps]")?;
         for (map, (access, _)) in maps {
-            writeln!(f, "{} = {}", Quoted(map.as_str()), word(*access, &Access::WORDS))?;
+            writeln!(f, "{} = {}", Quoted(map.as_str()), word(access))?;
         }
     }
     if !globals.is_empty() {
@@ -133,16 +131,16 @@ fn print_rule(object: &ObjectName, rule: &ProgramRule, f: &mut Formatter<'_>) ->
     writeln!(f, "\n[[objects.{object}.{}]]\nprogram = \"{program}\"", hook.kind().row().key)?;
     match hook {
         Hook::Xdp { interfaces, mode } => {
-            writeln!(f, "mode = {}\ninterfaces = {}", word(*mode, &XdpMode::WORDS), list(interfaces))?;
+            writeln!(f, "mode = {}\ninterfaces = {}", word(mode), list(interfaces))?;
         }
         Hook::Tcx { interfaces, direction, order } => {
-            writeln!(f, "direction = {}", word(*direction, &Direction::WORDS))?;
-            writeln!(f, "order = {}\ninterfaces = {}", word(*order, &Order::WORDS), list(interfaces))?;
+            writeln!(f, "direction = {}", word(direction))?;
+            writeln!(f, "order = {}\ninterfaces = {}", word(order), list(interfaces))?;
         }
         Hook::CgroupSkb { cgroups, own, direction } => {
             let own = own.then_some(OWN_CGROUP);
             let cgroups = list(cgroups.iter().map(AbsolutePath::as_str).chain(own));
-            writeln!(f, "direction = {}\ncgroups = {cgroups}", word(*direction, &Direction::WORDS))?;
+            writeln!(f, "direction = {}\ncgroups = {cgroups}", word(direction))?;
         }
         Hook::RawTracepoint { events } | Hook::Tracepoint { events } => {
             writeln!(f, "events = {}", list(events))?;
@@ -188,7 +186,6 @@ fn list<T: Display>(items: impl IntoIterator<Item = T>) -> String {
 }
 
 /// The word that stands for a value.
-fn word<T: PartialEq>(value: T, words: &[(&'static str, T)]) -> String {
-    let word = words.iter().find(|(_, known)| *known == value).map_or("", |(word, _)| word);
-    Quoted(word).to_string()
+fn word(value: &impl Display) -> String {
+    Quoted(&value.to_string()).to_string()
 }

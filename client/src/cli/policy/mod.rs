@@ -84,10 +84,10 @@ fn app_of(path: &Path) -> Result<AppName, PolicyError> {
 
 /// The file of an app: in `directory`, or else the one that is in force.
 fn file_of(app: &AppName, directory: Option<&Path>) -> Option<PathBuf> {
-    let file = format!("{app}.toml");
-    let directories: Vec<&Path> =
-        directory.map_or_else(|| file::DIRECTORIES.iter().map(Path::new).collect(), |one| vec![one]);
-    directories.into_iter().map(|one| one.join(&file)).find(|path| path.symlink_metadata().is_ok())
+    match directory {
+        Some(one) => file::find(&[one], app),
+        None => file::find(&file::DIRECTORIES, app),
+    }
 }
 
 /// The policy files of a directory, by name; none if there is no such directory.

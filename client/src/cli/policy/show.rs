@@ -10,8 +10,8 @@ use bpfgate_protocol::functions;
 use bpfgate_protocol::names::{EventName, ObjectName};
 use bpfgate_protocol::policy::report::position;
 use bpfgate_protocol::policy::{
-    Access, Client, Direction, Hook, Limits, Object, Order, Policy, ProgramRule, Range, Require, Right,
-    Sandboxing, UnitCheck, XdpMode, capabilities, file,
+    Access, Client, Hook, Limits, Object, Order, Policy, ProgramRule, Range, Require, Right, Sandboxing,
+    UnitCheck, XdpMode, capabilities, file,
 };
 use bpfgate_systemd::units::{Layout, drop_in};
 use serde_json::{Value, json};
@@ -219,11 +219,10 @@ fn object((name, object): (&ObjectName, &Object)) -> Value {
             })
         })
         .collect();
-    let word = |access: Access| access.interface_word().replace('_', "-");
     let maps: Vec<Value> = object
         .maps
         .iter()
-        .map(|(name, (access, line))| json!({"name": name, "access": word(*access), "line": line}))
+        .map(|(name, (access, line))| json!({"name": name, "access": access.to_string(), "line": line}))
         .collect();
     let globals: Vec<Value> = object
         .globals
@@ -262,12 +261,12 @@ fn targets(hook: &Hook) -> Vec<String> {
         }
         Hook::Tcx { interfaces, direction, order } => {
             let order = if *order == Order::First { ", first" } else { "" };
-            let way = format!(" ({}{order})", way(*direction));
+            let way = format!(" ({direction}{order})");
             interfaces.iter().map(|interface| format!("{interface}{way}")).collect()
         }
         Hook::CgroupSkb { cgroups, own, direction } => {
             let all = cgroups.iter().map(ToString::to_string).chain(own.then(|| "own".to_owned()));
-            all.map(|cgroup| format!("{cgroup} ({})", way(*direction))).collect()
+            all.map(|cgroup| format!("{cgroup} ({direction})")).collect()
         }
         Hook::RawTracepoint { events } | Hook::Tracepoint { events } => strings(events),
         Hook::Uprobe { binary, symbols, at_return } => {
@@ -275,12 +274,5 @@ fn targets(hook: &Hook) -> Vec<String> {
             symbols.iter().map(|symbol| format!("{binary}:{symbol}{when}")).collect()
         }
         Hook::SocketFilter => Vec::new(),
-    }
-}
-
-fn way(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Ingress => "ingress",
-        Direction::Egress => "egress",
     }
 }

@@ -1,4 +1,4 @@
-//! Keys and values as the interface writes them: lower-case hexadecimal, in memory order.
+//! Bytes as text: lower-case hexadecimal, in memory order. Digests, and the keys and values of the interface.
 #![forbid(unsafe_code)]
 
 use std::fmt::Write;
