@@ -132,6 +132,11 @@ impl Client {
         self.connection.notify_after(after, Box::new(notice));
     }
 
+    /// Calls `observer` with the JSON of each request and that of its reply: for logs of an app, and for tests.
+    pub fn observe(&mut self, observer: impl FnMut(&[u8], &[u8]) + Send + 'static) {
+        self.connection.observe(Box::new(observer));
+    }
+
     /// Binds this connection to an app: first, and once.
     pub fn open(&mut self, app: &str) -> Result<(), Error> {
         self.plain("io.bpfgate.Open", &wire::OpenIn { app })

@@ -33,11 +33,15 @@ const CHUNK: usize = 64 * 1024;
 /// What [`Connection::notify_after`] calls.
 type Notice = Box<dyn FnMut() + Send>;
 
+/// What [`Connection::observe`] calls.
+pub(crate) type Observer = Box<dyn FnMut(&[u8], &[u8]) + Send>;
+
 /// A connection on which one request is under way at a time.
 pub(crate) struct Connection {
     stream: UnixStream,
     timeout: Option<Duration>,
     notice: Option<(Duration, Notice)>,
+    observer: Option<Observer>,
     chunk: Vec<u8>,
     /// A request was given up, so the next bytes may be the answer to that one.
     broken: bool,
@@ -67,7 +71,8 @@ struct Reply {
 
 impl Connection {
     pub(crate) fn new(stream: UnixStream) -> Self {
-        Self { stream, timeout: Some(TIMEOUT), notice: None, chunk: Vec::new(), broken: false }
+        let timeout = Some(TIMEOUT);
+        Self { stream, timeout, notice: None, observer: None, chunk: Vec::new(), broken: false }
     }
 
     /// How long to wait for each reply; `None` waits for ever.
@@ -78,6 +83,11 @@ impl Connection {
     /// Calls `notice` once for each reply that takes longer than `after`.
     pub(crate) fn notify_after(&mut self, after: Duration, notice: Notice) {
         self.notice = Some((after, notice));
+    }
+
+    /// Calls `observer` with the text of each request and that of its reply.
+    pub(crate) fn observe(&mut self, observer: Observer) {
+        self.observer = Some(observer);
     }
 
     /// Sends one request and waits for its reply.
@@ -100,7 +110,11 @@ impl Connection {
         }
         self.broken = true;
         self.send(&text)?;
+        let request = text;
         let (text, fds) = self.receive()?;
+        if let Some(observer) = &mut self.observer {
+            observer(request.strip_suffix(&[0]).unwrap_or(&request), &text);
+        }
         let object: serde_json::Map<_, _> =
             serde_json::from_slice(&text).map_err(|error| not_json(&error))?;
         let reply = Reply::deserialize(Value::Object(object)).map_err(|error| not_json(&error))?;

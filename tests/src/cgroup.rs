@@ -26,6 +26,13 @@ impl Cgroup {
         Self::at(&format!("system.slice/{name}"))
     }
 
+    /// One in another.
+    pub fn below(other: &Self) -> Self {
+        let path = other.path.join("below");
+        fs::create_dir(&path).expect("a test runs as root");
+        Self { path }
+    }
+
     fn at(below_root: &str) -> Self {
         let mounts = fs::read_to_string("/proc/mounts").expect("/proc is mounted");
         let mut mounts = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());

@@ -3,7 +3,8 @@
 use crate::network::Network;
 use crate::process::{self, Process, Role};
 use crate::user::{Who, as_user};
-use crate::{SOON, invariants, wait_until, witness};
+use crate::witness::{self, Witness};
+use crate::{SOON, invariants, wait_until};
 use bpfgate_client::Client;
 use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, fcntl};
 use nix::sys::signal::{Signal, kill};
@@ -54,6 +55,20 @@ pub fn sha256(path: &Path) -> String {
     assert!(output.status.success(), "{} cannot be read", path.display());
     String::from_utf8_lossy(&output.stdout).split(' ').next().unwrap_or_default().to_owned()
 }
+
+/// An app with the one program of `minimal`, on the test's interface.
+pub const MINIMAL: &str = r#"
+{client}
+[objects.o]
+{object:minimal}
+[[objects.o.xdp]]
+program = "pass"
+interfaces = ["{interface}"]
+"#;
+
+/// The same with a map, which its client can write.
+pub const WITH_MAP: &str = "{client}\n[objects.o]\n{object:minimal}\n[[objects.o.xdp]]\nprogram = \"pass\"\n\
+    interfaces = [\"{interface}\"]\nmode = \"generic\"\n[objects.o.maps]\ncounts = \"read-write\"\n";
 
 /// The text of a policy, see [`Gate::policy`]. Objects are copied to a directory.
 pub fn fill(text: &str, objects: &Path) -> String {
@@ -174,7 +189,21 @@ impl Gate {
 
     /// A client that is `who`; the session is not opened.
     pub fn client(&self, who: &Who) -> Client {
-        Client::from_stream(self.connect(who))
+        let mut client = Client::from_stream(self.connect(who));
+        if let Some(mut witness) = self.witness(who) {
+            client.observe(move |request, reply| {
+                let [request, reply]: [Value; 2] =
+                    [request, reply].map(|text| serde_json::from_slice(text).expect("JSON"));
+                let method = request["method"].as_str().expect("its name");
+                witness.told(method, &request["parameters"], &reply);
+            });
+        }
+        client
+    }
+
+    /// Compares what this client is told with what is recorded.
+    pub(crate) fn witness(&self, who: &Who) -> Option<Witness> {
+        Witness::of(self.dir.join("audit"), who.id)
     }
 
     /// A session of `app` for [`USER`](crate::USER).

@@ -2,7 +2,7 @@
 
 use crate::gate::Gate;
 use crate::user::Who;
-use crate::witness::{self, Decision};
+use crate::witness::Witness;
 use bpfgate_protocol::channel::{receive, send_stream};
 use nix::errno::Errno;
 use nix::sys::socket::MsgFlags;
@@ -11,7 +11,6 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::time::Duration;
 
 /// A connection on which anything can be sent.
@@ -20,11 +19,9 @@ pub struct Raw {
     pub stream: UnixStream,
     unread: Vec<u8>,
     fds: Vec<OwnedFd>,
-    /// Where the decisions about it are recorded, and whose it is.
-    witness: Option<(PathBuf, u32)>,
+    witness: Option<Witness>,
     /// Calls that have no reply yet; none once something else was sent, whose replies nobody can tell apart.
     asked: Option<VecDeque<(String, Value)>>,
-    app: Option<String>,
 }
 
 /// An error that came as a reply.
@@ -39,9 +36,7 @@ pub struct Refused {
 impl Raw {
     /// Connects as `who`.
     pub fn connect(gate: &Gate, who: &Who) -> Self {
-        let audit = gate.dir.join("audit");
-        let witness = witness::watch(&audit).then_some((audit, who.id));
-        Self { witness, ..Self::on(gate.connect(who)) }
+        Self { witness: gate.witness(who), ..Self::on(gate.connect(who)) }
     }
 
     /// Speaks on a connection that exists.
@@ -49,7 +44,7 @@ impl Raw {
         // Longer than the broker waits for anything that these tests do.
         stream.set_read_timeout(Some(Duration::from_secs(20) * crate::slowness())).expect("a timeout");
         let (unread, fds, asked) = (Vec::new(), Vec::new(), Some(VecDeque::new()));
-        Self { stream, unread, fds, witness: None, asked, app: None }
+        Self { stream, unread, fds, witness: None, asked }
     }
 
     /// Connects as [`USER`](crate::USER) and opens `app`.
@@ -98,37 +93,18 @@ impl Raw {
     pub fn reply(&mut self) -> Result<(Value, Vec<OwnedFd>), Refused> {
         let (text, fds) = self.receive().expect("a reply before the end of the connection");
         let mut reply: Value = serde_json::from_slice(&text).expect("a reply is JSON");
-        let told = match reply["error"].as_str() {
-            None => Ok((reply["parameters"].take(), fds)),
+        let oldest = self.asked.as_mut().and_then(VecDeque::pop_front);
+        if let (Some(witness), Some((method, asked))) = (&mut self.witness, oldest) {
+            witness.told(&method, &asked, &reply);
+        }
+        let parameters = reply["parameters"].take();
+        match reply["error"].as_str() {
+            None => Ok((parameters, fds)),
             Some(error) => {
                 assert!(fds.is_empty(), "descriptors go with an error");
-                Err(Refused { error: error.to_owned(), parameters: reply["parameters"].clone() })
+                Err(Refused { error: error.to_owned(), parameters })
             }
-        };
-        self.is_recorded(&told);
-        told
-    }
-
-    /// Asserts that the reply to the oldest call has its audit record.
-    fn is_recorded(&mut self, told: &Result<(Value, Vec<OwnedFd>), Refused>) {
-        let Some((verb, asked)) = self.asked.as_mut().and_then(VecDeque::pop_front) else { return };
-        let Some((audit, uid)) = &self.witness else { return };
-        let told = match told {
-            Ok((reply, _)) => Ok(reply),
-            Err(Refused { error, parameters }) => match error.strip_prefix("io.bpfgate.") {
-                Some(class) => Err((class, parameters)),
-                // An error of the protocol is no decision.
-                None => return,
-            },
-        };
-        if verb.contains('.') {
-            return;
         }
-        if verb == "Open" && told.is_ok() {
-            self.app = asked["app"].as_str().map(str::to_owned);
-        }
-        let (uid, app) = (*uid, self.app.as_deref());
-        witness::claim(audit, &Decision { uid, app, verb: &verb, asked: &asked, told });
     }
 
     /// Sends a call without waiting for its reply. A method without a dot is one of `io.bpfgate`.

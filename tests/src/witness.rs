@@ -1,4 +1,4 @@
-//! Every decision that a raw client is told of has its audit record, of its own, with the right peer, app, verb,
+//! Every decision that a client in a test's own process is told of has its audit record, of its own, with the right peer, app, verb,
 //! verdict, object and numbers. The broker writes the record before it answers, so it can be looked for at once.
 
 use bpfgate_protocol::refusal::Class;
@@ -71,29 +71,59 @@ pub(crate) fn are_whole(records: &[Value]) {
     }
 }
 
-/// Begins to read an audit file; false if there is none.
-pub(crate) fn watch(path: &Path) -> bool {
-    let mut all = ALL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if !all.contains_key(path) {
-        let Ok(file) = File::open(path) else { return false };
-        let (unclaimed, bytes) = (Vec::new(), BTreeMap::new());
-        all.insert(path.to_owned(), Seen { file, offset: 0, unclaimed, bytes });
+/// What one client is told, compared with what is recorded.
+pub(crate) struct Witness {
+    audit: PathBuf,
+    uid: u32,
+    app: Option<String>,
+}
+
+impl Witness {
+    /// For a client that is this user; none if the broker has no audit file.
+    pub(crate) fn of(audit: PathBuf, uid: u32) -> Option<Self> {
+        let mut all = ALL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !all.contains_key(&audit) {
+            let file = File::open(&audit).ok()?;
+            let (unclaimed, bytes) = (Vec::new(), BTreeMap::new());
+            all.insert(audit.clone(), Seen { file, offset: 0, unclaimed, bytes });
+        }
+        Some(Self { audit, uid, app: None })
     }
-    true
+
+    /// Asserts that the reply to a call has its record. A method without a dot is one of `io.bpfgate`.
+    pub(crate) fn told(&mut self, method: &str, asked: &Value, reply: &Value) {
+        let verb = method.strip_prefix("io.bpfgate.").unwrap_or(method);
+        let parameters = &reply["parameters"];
+        let told = match reply["error"].as_str() {
+            None => Ok(parameters),
+            Some(error) => match error.strip_prefix("io.bpfgate.") {
+                Some(class) => Err((class, parameters)),
+                // An error of the protocol is no decision.
+                None => return,
+            },
+        };
+        if verb.contains('.') {
+            return;
+        }
+        if verb == "Open" && told.is_ok() {
+            self.app = asked["app"].as_str().map(str::to_owned);
+        }
+        claim(&self.audit, &Decision { uid: self.uid, app: self.app.as_deref(), verb, asked, told });
+    }
 }
 
 /// A decision as a client was told of it.
-pub(crate) struct Decision<'a> {
-    pub(crate) uid: u32,
-    pub(crate) app: Option<&'a str>,
-    pub(crate) verb: &'a str,
-    pub(crate) asked: &'a Value,
+struct Decision<'a> {
+    uid: u32,
+    app: Option<&'a str>,
+    verb: &'a str,
+    asked: &'a Value,
     /// The parameters of the reply, or the name of the error and its parameters.
-    pub(crate) told: Result<&'a Value, (&'a str, &'a Value)>,
+    told: Result<&'a Value, (&'a str, &'a Value)>,
 }
 
 /// Looks for the record of a decision, which then is no other's.
-pub(crate) fn claim(path: &Path, decision: &Decision<'_>) {
+fn claim(path: &Path, decision: &Decision<'_>) {
     let Decision { uid, app, verb, asked, told } = decision;
     let mut all = ALL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let seen = all.get_mut(path).expect("it is watched");

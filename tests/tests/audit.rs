@@ -1,15 +1,13 @@
 //! Audit: each decision is one record that tells everything, a flood of them is bounded, and nothing in one is obeyed.
 
 use bpfgate_tests::cli::Ended;
+use bpfgate_tests::gate::WITH_MAP;
 use bpfgate_tests::raw::frame;
 use bpfgate_tests::{Gate, Raw, STRANGER, USER, bin_dir, needs_root, wait_until};
 use serde_json::{Value, json};
 use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Duration;
-
-const POLICY: &str = "{client}\n[objects.o]\n{object:minimal}\n[[objects.o.xdp]]\nprogram = \"pass\"\n\
-    interfaces = [\"{interface}\"]\nmode = \"generic\"\n[objects.o.maps]\ncounts = \"read-write\"\n";
 
 /// `bpfgate audit` on the file of this broker, with these words.
 fn audit(gate: &Gate, line: &str) -> Ended {
@@ -26,7 +24,7 @@ fn records(ended: &Ended) -> Vec<Value> {
 fn a_record_tells_what_was_given_and_of_what() {
     needs_root!();
     let gate = Gate::start();
-    gate.policy("app", POLICY);
+    gate.policy("app", WITH_MAP);
     let before = gate.baseline();
     let digest = bpfgate_tests::gate::sha256(&gate.object("minimal"));
     let mut raw = Raw::open(&gate, "app");
@@ -64,8 +62,8 @@ fn a_record_tells_what_was_given_and_of_what() {
 fn records_are_found_by_what_they_are_about() {
     needs_root!();
     let gate = Gate::start();
-    gate.policy("app", POLICY);
-    gate.policy("other", POLICY);
+    gate.policy("app", WITH_MAP);
+    gate.policy("other", WITH_MAP);
     let before = gate.baseline();
     Raw::open(&gate, "app").load("o");
     Raw::open(&gate, "other").load("o");
@@ -104,7 +102,7 @@ fn a_flood_is_summarized() {
     // Fewer on an emulated machine: still a flood there.
     let calls = 100_000 / bpfgate_tests::slowness() as usize;
     let gate = Gate::start();
-    gate.policy("app", POLICY);
+    gate.policy("app", WITH_MAP);
     let before = gate.baseline();
     let size = || fs::metadata(gate.dir.join("audit")).unwrap().len();
     let (start, count) = (size(), gate.audit().len());
@@ -142,7 +140,7 @@ fn a_flood_is_summarized() {
 fn nothing_that_a_client_says_is_obeyed() {
     needs_root!();
     let gate = Gate::start();
-    gate.policy("app", POLICY);
+    gate.policy("app", WITH_MAP);
     let before = gate.baseline();
     for text in [
         "\u{1b}[2J",
@@ -187,7 +185,7 @@ fn nothing_that_a_client_says_is_obeyed() {
 fn a_file_that_is_cut_goes_on() {
     needs_root!();
     let gate = Gate::start();
-    gate.policy("app", POLICY);
+    gate.policy("app", WITH_MAP);
     let before = gate.baseline();
     let path = gate.dir.join("audit");
     let mut command = Command::new(bin_dir().join("bpfgate"));

@@ -1,6 +1,6 @@
 //! Approved objects that are not what their policy says, or no objects at all; and a loader that hangs.
 
-use bpfgate_tests::gate::{bpf_object, sha256};
+use bpfgate_tests::gate::{MINIMAL, bpf_object, sha256};
 use bpfgate_tests::{Gate, Raw, needs_root, slowness};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -10,18 +10,9 @@ use std::fmt::Write;
 use std::fs;
 use std::time::{Duration, Instant};
 
-const POLICY: &str = r#"
-{client}
-[objects.o]
-{object:minimal}
-[[objects.o.xdp]]
-program = "pass"
-interfaces = ["{interface}"]
-"#;
-
 /// An app with these objects as `o0`, `o1` and so on, approved by digest, and with a good one, `o`.
 fn app_of(gate: &Gate, objects: &[Vec<u8>]) {
-    let mut policy = POLICY.to_owned();
+    let mut policy = MINIMAL.to_owned();
     for (number, bytes) in objects.iter().enumerate() {
         let path = gate.dir.join(format!("objects/o{number}"));
         fs::write(&path, bytes).unwrap();
@@ -141,7 +132,7 @@ fn mutated_objects_cost_one_request_each_at_most() {
 
 /// The same policy for another object and its program.
 fn other(object: &str, program: &str) -> String {
-    POLICY.replace("minimal", object).replace("\"pass\"", &format!("\"{program}\""))
+    MINIMAL.replace("minimal", object).replace("\"pass\"", &format!("\"{program}\""))
 }
 
 #[test]
@@ -149,16 +140,17 @@ fn an_object_that_is_not_as_its_policy_says_has_a_named_error() {
     needs_root!();
     let gate = Gate::start();
     let before = gate.baseline();
-    let tcx = POLICY.replace(".xdp]]", ".tcx]]") + "direction = \"egress\"\n";
+    let tcx = MINIMAL.replace(".xdp]]", ".tcx]]") + "direction = \"egress\"\n";
     let cgroups = "direction = \"ingress\"\ncgroups = [\"/sys/fs/cgroup\"]";
-    let cgroup = POLICY.replace(".xdp]]", ".cgroup_skb]]").replace("interfaces = [\"{interface}\"]", cgroups);
+    let cgroup =
+        MINIMAL.replace(".xdp]]", ".cgroup_skb]]").replace("interfaces = [\"{interface}\"]", cgroups);
     let second = "[[objects.o.xdp]]\nprogram = \"packet_observer_second\"\ninterfaces = [\"lo\"]\n";
     let one_program = other("two", "packet_observer_first") + second + "[limits]\nprograms = 1\n";
     for (text, error, word) in [
         (other("minimal", "absent"), "Object", "no program absent"),
         (tcx, "Object", "type xdp"),
         (cgroup, "Object", "type xdp"),
-        (POLICY.to_owned() + "[limits]\nmap_memory = 8\n", "Quota", "more than the 8"),
+        (MINIMAL.to_owned() + "[limits]\nmap_memory = 8\n", "Quota", "more than the 8"),
         (one_program, "Quota", "1 programs"),
         (other("bigmap", "touch_big"), "Quota", "map big"),
         (other("progarray", "jump_away"), "Unsupported", "prog_array"),
@@ -188,7 +180,7 @@ fn a_loader_that_hangs_is_replaced_and_costs_one_load() {
     let gate = Gate::start();
     let other =
         other("globals", "copy_globals").replace("{client}", "").replace("objects.o", "objects.other");
-    gate.policy("app", &(POLICY.to_owned() + &other));
+    gate.policy("app", &(MINIMAL.to_owned() + &other));
     let before = gate.baseline();
     let mut raw = Raw::open(&gate, "app");
     let instance = raw.load("o");
@@ -197,7 +189,7 @@ fn a_loader_that_hangs_is_replaced_and_costs_one_load() {
     // Whoever else asks this app waits for its helper; other apps do not.
     let start = Instant::now();
     raw.ask("Load", &json!({"object": "o"}));
-    gate.policy("another", POLICY);
+    gate.policy("another", MINIMAL);
     Raw::open(&gate, "another").load("o");
     assert!(
         start.elapsed() < Duration::from_secs(2) * slowness(),

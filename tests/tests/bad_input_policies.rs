@@ -1,5 +1,6 @@
 //! No policy for this client: there is none, it is for others, or its file is not to be trusted.
 
+use bpfgate_tests::gate::MINIMAL;
 use bpfgate_tests::process::{self, Role};
 use bpfgate_tests::{Gate, Raw, STRANGER, USER, Who, needs_root, slowness};
 use nix::sys::stat::Mode;
@@ -11,15 +12,6 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-
-const POLICY: &str = r#"
-{client}
-[objects.o]
-{object:minimal}
-[[objects.o.xdp]]
-program = "pass"
-interfaces = ["{interface}"]
-"#;
 
 fn mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
@@ -110,9 +102,9 @@ fn aside(path: &Path, text: &str, then: impl FnOnce(&Path)) {
 fn a_policy_file_that_cannot_be_trusted_disables_its_app_and_says_why() {
     needs_root!();
     let gate = Gate::start();
-    gate.policy("good", POLICY);
+    gate.policy("good", MINIMAL);
     let before = gate.baseline();
-    let text = gate.fill(POLICY);
+    let text = gate.fill(MINIMAL);
     let path = gate.policy_path("app");
     let unknown = Raw::connect(&gate, &USER).refused("Open", &json!({"app": "unknown"}), "Denied");
     let memory = process::number(gate.broker.pid, "VmHWM");
@@ -143,7 +135,7 @@ fn a_policy_file_that_cannot_be_trusted_disables_its_app_and_says_why() {
     let grown = process::number(gate.broker.pid, "VmHWM") - memory;
     assert!(grown < 2048, "reading them took {grown} kB");
     // A file that is right is in force again.
-    gate.policy("app", POLICY);
+    gate.policy("app", MINIMAL);
     Raw::open(&gate, "app").load("o");
     gate.invariants(&before);
 }
@@ -156,7 +148,7 @@ fn a_directory_that_others_may_write_disables_its_policies_until_it_is_mended() 
     let directory = gate.dir.join("policies");
     for bits in [0o777, 0o1777, 0o775] {
         let app = format!("app{bits:o}");
-        gate.edit(&app, POLICY);
+        gate.edit(&app, MINIMAL);
         mode(&directory, bits);
         gate.reload();
         Raw::connect(&gate, &USER).refused("Open", &json!({"app": app}), "Denied");
@@ -196,7 +188,7 @@ fn with_acl(path: &Path, text: &str) {
 fn a_file_that_is_swapped_is_never_half_believed() {
     needs_root!();
     let gate = Gate::start();
-    let (good, bad) = (gate.fill(POLICY), gate.fill("[[client]]\nuser = 0\nmay = [\"load\"]\n"));
+    let (good, bad) = (gate.fill(MINIMAL), gate.fill("[[client]]\nuser = 0\nmay = [\"load\"]\n"));
     let path = gate.policy_path("app");
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -234,7 +226,7 @@ fn a_file_that_is_swapped_is_never_half_believed() {
 fn an_unknown_app_and_one_that_is_not_for_this_client_are_the_same_answer() {
     needs_root!();
     let gate = Gate::start();
-    gate.policy("app", POLICY);
+    gate.policy("app", MINIMAL);
     let before = gate.baseline();
     let long = "a".repeat(300);
     let mut sentences = Vec::new();

@@ -7,7 +7,7 @@ use bpfgate_protocol::messages::{InstanceId, LinkId};
 use bpfgate_protocol::refusal::Class;
 use bpfgate_tests::cgroup::Cgroup;
 use bpfgate_tests::cli::{Ended, Running};
-use bpfgate_tests::gate::bin_dir;
+use bpfgate_tests::gate::{MINIMAL, bin_dir};
 use bpfgate_tests::peer::{Peer, client_of};
 use bpfgate_tests::{
     Gate, Raw, SOON, STRANGER, USER, Who, as_user, needs_kernel, needs_root, sys, wait_until,
@@ -18,18 +18,9 @@ use serde_json::json;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, Stdio};
 
-const POLICY: &str = r#"
-{client}
-[objects.o]
-{object:minimal}
-[[objects.o.xdp]]
-program = "pass"
-interfaces = ["{interface}"]
-"#;
-
 /// For whoever is named by `conditions`.
 fn policy(conditions: &str) -> String {
-    POLICY.replace("{client}", &format!("[[client]]\n{conditions}\nmay = [\"load\", \"attach\", \"maps\"]"))
+    MINIMAL.replace("{client}", &format!("[[client]]\n{conditions}\nmay = [\"load\", \"attach\", \"maps\"]"))
 }
 
 fn may_open(raw: &mut Raw, app: &str) -> bool {
@@ -53,7 +44,7 @@ fn is_let_in(command: &mut Command) -> bool {
 fn who_connected_counts() {
     needs_root!();
     let gate = Gate::start();
-    gate.policy("app", POLICY);
+    gate.policy("app", MINIMAL);
     gate.policy("of-root", &policy("user = 0"));
     let before = gate.baseline();
     // This process is root, and writes on connections of others.
@@ -76,7 +67,7 @@ fn who_connected_counts() {
 fn ids_match_exactly_or_not_at_all() {
     needs_root!();
     let gate = Gate::start();
-    gate.policy("app", POLICY);
+    gate.policy("app", MINIMAL);
     gate.policy("high", &policy("user = 4294967294"));
     gate.policy("half", &policy("user = 2147483648"));
     gate.policy("group", &policy("group = 4294967294"));
@@ -125,7 +116,7 @@ fn groups_are_those_of_the_connection() {
 fn a_client_in_namespaces_of_its_own_is_who_it_is_outside() {
     needs_root!();
     let gate = Gate::start();
-    gate.policy("app", POLICY);
+    gate.policy("app", MINIMAL);
     gate.policy("of-root", &policy("user = 0"));
     let before = gate.baseline();
     let cli = |who: &Who, unshare: &[&str], line: &str| {
@@ -178,7 +169,7 @@ fn a_client_in_namespaces_of_its_own_is_who_it_is_outside() {
 fn clients_that_die_early_leave_nothing() {
     needs_root!();
     let gate = Gate::start();
-    gate.policy("app", POLICY);
+    gate.policy("app", MINIMAL);
     let before = gate.baseline();
     let open = bpfgate_tests::raw::frame("Open", &json!({"app": "app"}));
     for round in 0..300 {
@@ -210,7 +201,7 @@ fn nothing_listens_without_a_path() {
     needs_root!();
     let gate = Gate::start();
     let _session = {
-        gate.policy("app", POLICY);
+        gate.policy("app", MINIMAL);
         gate.session("app")
     };
     let sockets = gate.inside("cat").arg("/proc/net/unix").output().unwrap();
@@ -267,15 +258,14 @@ fn a_unit_is_its_own_cgroup() {
     assert!(!is_let_in(&mut list(&USER, "app")));
     let record = gate.audit_of("app").into_iter().find(|record| record["verdict"] == "allowed").unwrap();
     assert_eq!(record["by"].as_str().unwrap().rsplit(':').next(), Some("3"), "{record}");
+    // Whoever is refused is recorded with its unit too.
+    let mut refused = gate.audit_of("app").into_iter().filter(|record| record["verdict"] == "Denied");
+    let unit_of = |record: serde_json::Value| record["unit"].as_str().map(str::to_owned);
+    assert_eq!(refused.next().and_then(unit_of), Some(format!("not-{unit}")));
     // What a service makes below itself is not the service.
-    let below = ours.path.join("below");
-    std::fs::create_dir(&below).unwrap();
-    let mut command = Command::new("/bin/sh");
-    let program = list(&USER, "app");
-    command.args(["-c", "echo $$ > \"$0/cgroup.procs\" && exec \"$@\""]).arg(&below);
-    command.arg(program.get_program()).args(program.get_args()).env("BPFGATE_SOCKET", gate.socket());
-    assert!(!is_let_in(&mut command));
-    assert!(wait_until(SOON, || std::fs::remove_dir(&below).is_ok()));
+    let below = Cgroup::below(&ours);
+    assert!(!is_let_in(&mut below.inside(&list(&USER, "app"))));
+    drop(below);
     gate.invariants(&before);
 }
 
@@ -303,7 +293,7 @@ fn the_unit_of_a_process_that_has_ended_is_unknown() {
     let ours = Cgroup::of_service(&unit);
     let gate = Gate::start();
     gate.policy("by-unit", &policy(&format!("unit = \"{unit}\"")));
-    gate.policy("by-user", POLICY);
+    gate.policy("by-user", MINIMAL);
     let before = gate.baseline();
     let mut python = gate.unprivileged(&USER, std::path::Path::new("/usr/bin/python3"));
     python.args(["-c", CONNECT]).arg(gate.socket()).args(["by-unit", "by-user"]);

@@ -1,22 +1,13 @@
 //! Promises 4 and 5: which bytes are loaded, and what they may contain.
 
 use bpfgate_client::{Client, Error, Instance, LoadOptions};
-use bpfgate_tests::gate::bpf_object;
+use bpfgate_tests::gate::{MINIMAL, bpf_object};
 use bpfgate_tests::raw::Refused;
 use bpfgate_tests::{Gate, Raw, SOON, needs_root, wait_until};
 use serde_json::json;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
-
-const MINIMAL: &str = r#"
-{client}
-[objects.o]
-{object:minimal}
-[[objects.o.xdp]]
-program = "pass"
-interfaces = ["{interface}"]
-"#;
 
 /// The same, without a digest.
 fn by_owner(path: &Path) -> String {

@@ -3,6 +3,7 @@
 use bpfgate_protocol::messages::helper::{Adopted, Outcome, ToHelper, Verb};
 use bpfgate_protocol::messages::{InstanceId, SessionId};
 use bpfgate_protocol::refusal::Class;
+use bpfgate_tests::gate::WITH_MAP;
 use bpfgate_tests::peer::Peer;
 use bpfgate_tests::process::Role;
 use bpfgate_tests::{Gate, Raw, SOON, STRANGER, USER, Who, needs_root, wait_until};
@@ -14,9 +15,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Something small to load, attach and map.
-const POLICY: &str = "{client}\n[objects.o]\n{object:minimal}\n[[objects.o.xdp]]\nprogram = \"pass\"\n\
-    interfaces = [\"{interface}\"]\nmode = \"generic\"\n[objects.o.maps]\ncounts = \"read-write\"\n";
-
 fn denied(gate: &Gate, app: &str) {
     Raw::connect(gate, &USER).refused("Open", &json!({"app": app}), "Denied");
 }
@@ -26,11 +24,11 @@ fn denied(gate: &Gate, app: &str) {
 fn files_count_when_somebody_says_so_and_not_by_their_times() {
     needs_root!();
     let gate = Gate::start();
-    gate.policy("changed", POLICY);
-    gate.policy("removed", POLICY);
+    gate.policy("changed", WITH_MAP);
+    gate.policy("removed", WITH_MAP);
     let before = gate.baseline();
-    gate.edit("new", POLICY);
-    gate.edit("changed", &POLICY.replace("{client}", ""));
+    gate.edit("new", WITH_MAP);
+    gate.edit("changed", &WITH_MAP.replace("{client}", ""));
     fs::remove_file(gate.policy_path("removed")).unwrap();
     // Nobody has said anything: what was in force is in force.
     denied(&gate, "new");
@@ -69,13 +67,13 @@ fn one_bad_file_of_three_disables_its_app_only() {
     needs_root!();
     let gate = Gate::start();
     for app in ["one", "two", "three"] {
-        gate.edit(app, POLICY);
+        gate.edit(app, WITH_MAP);
     }
     gate.reload();
     let before = gate.baseline();
     let mut sessions = ["one", "two", "three"].map(|app| Raw::open(&gate, app));
     let instances = sessions.each_mut().map(|raw| raw.load("o"));
-    gate.edit("two", &format!("{POLICY}[limits]\nprogram = 1\n"));
+    gate.edit("two", &format!("{WITH_MAP}[limits]\nprogram = 1\n"));
     let start = Instant::now();
     gate.reload();
     let [one, two, three] = &mut sessions;
@@ -96,7 +94,7 @@ fn one_bad_file_of_three_disables_its_app_only() {
     let ended = gate.audit_of("two").into_iter().find(|record| record["verb"] == "End").expect("a record");
     assert_eq!(ended["request"], told["parameters"]["request"]);
     drop(sessions);
-    gate.policy("two", POLICY);
+    gate.policy("two", WITH_MAP);
     Raw::open(&gate, "two").load("o");
     gate.invariants(&before);
 }
@@ -105,12 +103,12 @@ fn one_bad_file_of_three_disables_its_app_only() {
 fn a_record_says_in_which_generation_it_was_decided() {
     needs_root!();
     let gate = Gate::start();
-    gate.policy("app", POLICY);
+    gate.policy("app", WITH_MAP);
     let before = gate.baseline();
     let mut last = gate.generation();
     for (user, verdict) in [(12345, "allowed"), (12399, "Denied"), (12345, "allowed")] {
         let client = format!("[[client]]\nuser = {user}\nmay = [\"load\"]");
-        gate.policy("app", &POLICY.replace("{client}", &client));
+        gate.policy("app", &WITH_MAP.replace("{client}", &client));
         let _ = Raw::connect(&gate, &USER).call("Open", &json!({"app": "app"}));
         Raw::connect(&gate, &STRANGER).refused("Open", &json!({"app": "app"}), "Denied");
         let records = gate.audit();
@@ -147,7 +145,7 @@ fn is_attached(gate: &Gate) -> bool {
 fn what_is_narrower_ends_just_what_it_must() {
     needs_root!();
     let gate = Gate::start();
-    let wide = POLICY.replace("\"{interface}\"", "\"{interface}\", \"lo\"");
+    let wide = WITH_MAP.replace("\"{interface}\"", "\"{interface}\", \"lo\"");
     gate.policy("app", &wide);
     let before = gate.baseline();
     let mut raw = Raw::open(&gate, "app");
@@ -170,12 +168,12 @@ fn what_is_narrower_ends_just_what_it_must() {
     assert_eq!(reloaded(&gate, "app")["beyond_recall"], Value::Null);
     // One target less.
     let start = Instant::now();
-    gate.policy("app", POLICY);
+    gate.policy("app", WITH_MAP);
     assert_eq!(links(&mut raw), [bpfgate_tests::gate::INTERFACE]);
     let record = reloaded(&gate, "app");
     assert_eq!(record["revoked"], json!(["link 1, program pass on lo"]), "{record}");
     // The map is read only by now, and somebody holds it otherwise.
-    gate.policy("app", &POLICY.replace("read-write", "proxy"));
+    gate.policy("app", &WITH_MAP.replace("read-write", "proxy"));
     let record = reloaded(&gate, "app");
     let held = format!("map counts of instance {id} (read-write, to uid {})", USER.id);
     assert_eq!((&record["revoked"], &record["beyond_recall"]), (&Value::Null, &json!([held])), "{record}");
@@ -183,7 +181,7 @@ fn what_is_narrower_ends_just_what_it_must() {
     assert!(map["map"]["access"] == "proxy" && none.is_empty());
     // No right to attach.
     assert!(is_attached(&gate));
-    gate.policy("app", &POLICY.replace("{client}", "[[client]]\nuser = 12345\nmay = [\"load\", \"maps\"]"));
+    gate.policy("app", &WITH_MAP.replace("{client}", "[[client]]\nuser = 12345\nmay = [\"load\", \"maps\"]"));
     assert!(wait_until(SOON, || !is_attached(&gate)), "still attached");
     assert!(links(&mut raw).is_empty());
     raw.refused("Attach", &attach(bpfgate_tests::gate::INTERFACE), "Denied");
@@ -191,11 +189,11 @@ fn what_is_narrower_ends_just_what_it_must() {
     println!("four reloads and what they take away: {} ms", start.elapsed().as_millis());
     // No entry at all, for this client only.
     let both = "{client}[[client]]\nuser = 12346\nmay = [\"load\"]\n";
-    gate.policy("app", &POLICY.replace("{client}", both));
+    gate.policy("app", &WITH_MAP.replace("{client}", both));
     let mut other = Raw::connect(&gate, &Who::new(12346));
     other.done("Open", &json!({"app": "app"}));
     let kept = other.load("o");
-    gate.policy("app", &POLICY.replace("{client}", "[[client]]\nuser = 12346\nmay = [\"load\"]\n"));
+    gate.policy("app", &WITH_MAP.replace("{client}", "[[client]]\nuser = 12346\nmay = [\"load\"]\n"));
     let (told, _) = raw.receive().expect("a word of farewell");
     let told: Value = serde_json::from_slice(&told).unwrap();
     assert_eq!(told["error"], "io.bpfgate.Gone", "{told}");
@@ -212,14 +210,14 @@ fn what_is_narrower_ends_just_what_it_must() {
 fn what_is_wider_counts_at_once_and_ends_nothing() {
     needs_root!();
     let gate = Gate::start();
-    gate.policy("app", &POLICY.replace("{client}", "[[client]]\nuser = 12345\nmay = [\"load\"]\n"));
+    gate.policy("app", &WITH_MAP.replace("{client}", "[[client]]\nuser = 12345\nmay = [\"load\"]\n"));
     let before = gate.baseline();
     let mut raw = Raw::open(&gate, "app");
     let id = raw.load("o");
     let attach =
         json!({"instance": id, "program": "pass", "target": {"interface": bpfgate_tests::gate::INTERFACE}});
     raw.refused("Attach", &attach, "Denied");
-    gate.policy("app", &POLICY.replace("{client}", "{client}[[client]]\nuser = 12399\nmay = [\"load\"]\n"));
+    gate.policy("app", &WITH_MAP.replace("{client}", "{client}[[client]]\nuser = 12399\nmay = [\"load\"]\n"));
     raw.done("Attach", &attach);
     let mut stranger = Raw::connect(&gate, &STRANGER);
     assert_eq!(STRANGER.id == 12399, stranger.call("Open", &json!({"app": "app"})).is_ok());
@@ -232,19 +230,22 @@ fn what_is_wider_counts_at_once_and_ends_nothing() {
 fn what_takes_a_new_helper_ends_the_sessions_of_the_old_one() {
     needs_root!();
     let gate = Gate::start();
-    gate.policy("app", POLICY);
+    gate.policy("app", WITH_MAP);
     let before = gate.baseline();
     for (what, text) in [
-        ("another object", POLICY.replace("minimal", "two").replace("\"pass\"", "\"packet_observer_first\"")),
+        (
+            "another object",
+            WITH_MAP.replace("minimal", "two").replace("\"pass\"", "\"packet_observer_first\""),
+        ),
         (
             "other capabilities",
-            POLICY
+            WITH_MAP
                 .replace(".xdp", ".socket_filter")
                 .replace("interfaces = [\"{interface}\"]\nmode = \"generic\"\n", ""),
         ),
-        ("kept", format!("{POLICY}[lifetime]\nkeep = \"app\"\n")),
+        ("kept", format!("{WITH_MAP}[lifetime]\nkeep = \"app\"\n")),
     ] {
-        gate.policy("app", POLICY);
+        gate.policy("app", WITH_MAP);
         let mut raw = Raw::open(&gate, "app");
         let [helper, ..] = gate.helper("app");
         gate.policy("app", &text);
@@ -258,7 +259,7 @@ fn what_takes_a_new_helper_ends_the_sessions_of_the_old_one() {
         assert!(record["why"].as_str().is_some_and(|why| !why.is_empty()), "{what}: {record}");
         drop(Raw::open(&gate, "app"));
     }
-    gate.policy("app", POLICY);
+    gate.policy("app", WITH_MAP);
     gate.invariants(&before);
 }
 
@@ -267,7 +268,7 @@ fn what_takes_a_new_helper_ends_the_sessions_of_the_old_one() {
 fn a_policy_that_is_removed_takes_everything_with_it() {
     needs_root!();
     let gate = Gate::start();
-    gate.policy("app", &format!("{POLICY}[lifetime]\nkeep = \"app\"\n"));
+    gate.policy("app", &format!("{WITH_MAP}[lifetime]\nkeep = \"app\"\n"));
     let before = gate.baseline();
     let mut raw = Raw::open(&gate, "app");
     let (loaded, fds) = raw.done("Load", &json!({"object": "o"}));
@@ -299,7 +300,7 @@ fn each_request_is_judged_by_one_generation() {
     let gate = Gate::start();
     let text = |number: u64| {
         let may = if number.is_multiple_of(2) { "[\"load\"]" } else { "[\"maps\"]" };
-        POLICY.replace(
+        WITH_MAP.replace(
             "{client}",
             &format!("description = \"{number}\"\n[[client]]\nuser = 12345\nmay = {may}\n"),
         )
@@ -354,9 +355,9 @@ fn each_request_is_judged_by_one_generation() {
 fn a_lying_broker_puts_no_other_policy_in_force() {
     needs_root!();
     let gate = Gate::start();
-    let narrow = POLICY.replace("read-write", "proxy");
-    gate.edit("app", POLICY);
-    gate.edit("other", &POLICY.replace("12345", "12399"));
+    let narrow = WITH_MAP.replace("read-write", "proxy");
+    gate.edit("app", WITH_MAP);
+    gate.edit("other", &WITH_MAP.replace("12345", "12399"));
     let before = gate.baseline();
     let mut peer = Peer::start(&gate, "app");
     let client = peer.session(&gate, 1, &USER);
@@ -438,9 +439,9 @@ fn a_lying_broker_puts_no_other_policy_in_force() {
 fn a_reload_of_a_thousand_files_keeps_nobody_waiting() {
     needs_root!();
     let gate = Gate::start();
-    gate.policy("app", POLICY);
+    gate.policy("app", WITH_MAP);
     let before = gate.baseline();
-    let text = gate.fill(POLICY);
+    let text = gate.fill(WITH_MAP);
     for number in 0..1000 {
         fs::write(gate.policy_path(&format!("many-{number}")), &text).unwrap();
     }
