@@ -142,13 +142,27 @@ fn every_draft_is_valid_once_its_comments_were_followed() {
         fs::write(&path, follow(&draft.out)).unwrap();
         let check = desk.run("check app.toml");
         assert_eq!(check.code, Some(0), "{}: {check:?}\n{}", object.display(), follow(&draft.out));
-        assert!(!check.err.contains("warning"), "{}: {check:?}", object.display());
+        // The slice of the example is on machines with systemd only.
+        let [all, of_machine] =
+            ["warning: ", "warning: there is no directory "].map(|text| check.err.matches(text).count());
+        assert_eq!(all, of_machine, "{}: {check:?}", object.display());
     }
     assert!(drafts >= 15 && refused >= 5, "{drafts} drafts, {refused} refused");
 }
 
 #[test]
 fn a_draft_takes_what_is_known() {
+    let object = bpf_object("packet_counter");
+    for (option, says) in [
+        ("--user nosuchuser", "no user \"nosuchuser\""),
+        ("--interface a/b", "--interface: "),
+        ("--app a/b", "--app: "),
+    ] {
+        let desk = Desk::new("unusable");
+        let draft = desk.run(&format!("new --from-object {} {option}", object.display()));
+        assert_eq!((draft.code, draft.out.as_str()), (Some(2), ""), "{draft:?}");
+        assert!(draft.err.contains(says), "no {says:?} in {draft:?}");
+    }
     let desk = Desk::new("known");
     let object = bpf_object("packet_counter");
     let line = format!(
@@ -290,6 +304,17 @@ fn what_cannot_be_looked_at_is_a_warning() {
         ),
         (good().replace(&object, "/home/non existent/o"), "cannot be written into a unit file"),
         (good() + "[objects.counter.helpers]\nallow = [\"bpf_send_signal\"]\n", "calls bpf_send_signal"),
+        (
+            of_object("exec_tracer", "[[objects.o.tracepoint]]\nprogram = \"on_exec\"\nevents = [\"a:b\"]\n"),
+            "program on_exec is written for sched:sched_process_exec, and not for a:b",
+        ),
+        (
+            of_object(
+                "egress_meter",
+                "[[objects.o.cgroup_skb]]\nprogram = \"count_egress\"\ndirection = \"egress\"\ncgroups = [\"/no/group\"]\n",
+            ),
+            "there is no directory /no/group on this machine now",
+        ),
     ] {
         desk.write("app.toml", &text);
         let check = desk.run("check app.toml");
@@ -370,7 +395,15 @@ fn explain_says_which_line_decides() {
         let json: Value = serde_json::from_str(&json.out).unwrap();
         assert_eq!(json["allowed"], json!(code == 0), "{json}");
     }
+    desk.write("unit.toml", &good().replace("user = \"daemon\"", "user = \"daemon\"\nunit = \"a.service\""));
+    for (client, code) in
+        [("daemon --unit a.service", 0), ("daemon --unit b.service", 1), ("daemon", 1), ("a.service", 1)]
+    {
+        let explained = desk.run(&format!("explain --file unit.toml --as {client} open"));
+        assert_eq!(explained.code, Some(code), "{client}: {explained:?}");
+    }
     for (line, code) in [
+        ("explain --file app.toml --as daemon --unit nosuch open", 2),
         ("explain --file app.toml --as nosuchuser open", 2),
         ("explain --file app.toml --as daemon frobnicate", 2),
         ("explain --as daemon open", 2),
@@ -430,6 +463,12 @@ fn diff_tells_wider_from_narrower() {
     assert!(added.out.contains("another: a new policy"), "{added:?}");
     assert_eq!(desk.run("diff new old").code, Some(0));
     assert_eq!(desk.run("diff old/app.toml new/another.toml").out, "allows the same\n");
+    // Repositories have the cases of `policy test` beside their policies.
+    desk.write(
+        "new/cases.toml",
+        "[[case]]\napp = \"app\"\nas = \"1\"\nrequest = \"open\"\nexpect = \"deny\"\n",
+    );
+    assert_eq!(desk.run("diff old new").out, added.out);
 }
 
 #[test]

@@ -403,6 +403,9 @@ pub(crate) struct ExplainArgs {
     /// numbers; or a service, as UNIT.service, whose user is not known
     #[arg(long = "as", value_name = "USER[:GROUP,...]|UNIT")]
     pub(crate) client: String,
+    /// The service that the user's process is of
+    #[arg(long, value_name = "UNIT")]
+    pub(crate) unit: Option<String>,
     /// The app whose policy is asked
     #[arg(long, conflicts_with = "file")]
     pub(crate) app: Option<String>,

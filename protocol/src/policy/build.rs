@@ -32,7 +32,7 @@ struct Builder<'a> {
 pub(super) fn policy(file: &str, text: &str, accounts: &Accounts) -> Result<Policy, PolicyError> {
     let raw: raw::File = toml::from_str(text).map_err(|error| {
         let span = error.span().unwrap_or(0..0);
-        let message = error.message().replace('`', "'");
+        let message = for_people(&error.message().replace('`', "'"));
         let help = meant(&message);
         PolicyError::new(file, text, vec![Problem { span, message, help }])
     })?;
@@ -285,9 +285,15 @@ impl Builder<'_> {
             raw::Principal::Id(id) => (u32::try_from(id).ok(), None),
             raw::Principal::Name(name) => {
                 let Some(&id) = table.get(&name) else {
-                    let help = format!(
-                        "names are looked up in /etc/passwd and /etc/group only; a number works for any {what}"
-                    );
+                    let help = if name.contains(['*', '?']) {
+                        format!(
+                            "* and ? are special in names of interfaces only; write one entry for each {what}"
+                        )
+                    } else {
+                        format!(
+                            "names are looked up in /etc/passwd and /etc/group only; a number works for any {what}"
+                        )
+                    };
                     self.problem(span, format!("there is no {what} of this name"), Some(&help));
                     return None;
                 };
@@ -534,6 +540,32 @@ fn version(text: &str) -> Option<(u32, u32)> {
     let (major, minor) = text.split_once('.')?;
     let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?;
     Some((number(major)?, number(minor)?))
+}
+
+/// What serde says of a value of the wrong type, in the words of TOML.
+fn for_people(message: &str) -> String {
+    let Some((found, expected)) =
+        message.strip_prefix("invalid type: ").and_then(|rest| rest.split_once(", expected "))
+    else {
+        return message.to_owned();
+    };
+    let expected = match expected {
+        "a sequence" => "a list in [ ]",
+        "a map" | "keys with their values" => "a table",
+        "a string" => "text in quotes",
+        "a boolean" => "true or false",
+        "i64" => "a number",
+        other => other,
+    };
+    let found = match found.split_once(' ').unwrap_or((found, "")) {
+        ("integer", number) => format!("the number {}", number.trim_matches('\'')),
+        ("string", text) => format!("the text {text}"),
+        ("boolean", word) => word.trim_matches('\'').to_owned(),
+        ("sequence", _) => "a list".to_owned(),
+        ("map", _) => "a table".to_owned(),
+        _ => found.to_owned(),
+    };
+    format!("{expected} is expected here, not {found}")
 }
 
 /// The key that was meant by "unknown field 'a', expected one of 'b', 'c'".

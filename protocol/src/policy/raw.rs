@@ -59,7 +59,7 @@ pub(super) struct Client {
 
 /// A user or group: by number, or by a name of /etc/passwd or /etc/group.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a name in quotes or a number is expected here")]
 pub(super) enum Principal {
     Id(i64),
     Name(String),
@@ -250,7 +250,7 @@ pub(super) struct Limits {
 
 /// Bytes: a number, or a text with `KiB`, `MiB` or `GiB`.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a number of bytes, or a text such as \"64MiB\", is expected here")]
 pub(super) enum Size {
     Bytes(i64),
     Text(String),

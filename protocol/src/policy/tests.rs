@@ -104,6 +104,15 @@ fn whatever_is_not_understood_is_an_error_with_its_place() {
         ("", "1:1: missing field 'version'"),
         ("version = 2\n", "1:11: this version"),
         ("version = 1\nfoo = 1\n", "2:1: unknown field 'foo'"),
+        ("version = \"1\"\n", "1:11: a number is expected here, not the text \"1\""),
+        ("version = 1\nclient = 5\n", "2:10: a list in [ ] is expected here, not the number 5"),
+        ("version = 1\ndescription = true\n", "2:15: text in quotes is expected here, not true"),
+        ("version = 1\nobjects = []\n", "2:11: a table is expected here, not a list"),
+        ("version = 1\n[require]\nbtf = {}\n", "3:7: true or false is expected here, not a table"),
+        (
+            "version = 1\n[[client]]\nuser = [1]\nmay = [\"load\"]\n",
+            "3:8: a name in quotes or a number is expected here",
+        ),
         ("version = 1\n[[client]]\nmay = [\"load\"]\n", "2:1: this client entry has no condition"),
         ("version = 1\n[[client]]\nUser = 1\nmay = [\"load\"]\n", "3:1: unknown field 'User'"),
         (

@@ -34,6 +34,8 @@ struct Case {
     app: AppName,
     #[serde(rename = "as")]
     client: String,
+    /// The service that the user's process is of.
+    unit: Option<String>,
     request: String,
     expect: Expect,
     /// The deciding line of the policy.
@@ -45,6 +47,12 @@ struct Case {
 enum Expect {
     Allow,
     Deny,
+}
+
+/// Whether this is a file of cases rather than a policy.
+pub(super) fn is_one(path: &Path) -> bool {
+    let table = std::fs::read_to_string(path).ok().and_then(|text| text.parse::<toml::Table>().ok());
+    table.is_some_and(|table| table.contains_key("case") && !table.contains_key("version"))
 }
 
 /// 0 if all is as expected, 1 if not, 4 if the cases or a policy that they need cannot be read.
@@ -87,7 +95,7 @@ pub(super) fn run(path: &Path, policies: Option<&Path>, style: Style) -> Outcome
         }
         let judged = match sources.get(&case.app) {
             Some((text, policy)) => {
-                let known = people.peer(&case.client, policy).and_then(|peer| {
+                let known = people.peer(&case.client, case.unit.as_deref(), policy).and_then(|peer| {
                     request.names_what_is_there(policy)?;
                     Ok(peer)
                 });

@@ -14,7 +14,7 @@ use bpfgate_protocol::hooks::ROWS;
 use bpfgate_protocol::inspect;
 use bpfgate_protocol::names::{AppName, GlobalName, ObjectName};
 use bpfgate_protocol::policy::report::{Problem, Severity, did_you_mean, underlined};
-use bpfgate_protocol::policy::{Access, Object, Policy, PolicyError, ProgramRule, Range, file};
+use bpfgate_protocol::policy::{Access, Hook, Object, Policy, PolicyError, ProgramRule, Range, file};
 use bpfgate_systemd::units::{Layout, drop_in};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -234,6 +234,7 @@ impl<'s> Checks<'s> {
             if let Some(program) = found.programs.iter().find(|program| program.name == rule.program.as_str())
             {
                 called.extend(&program.functions);
+                self.targets(name, rule, &program.section);
                 self.program(span, (name, object), rule, program);
             } else {
                 let names = || found.programs.iter().map(|program| program.name.as_str());
@@ -253,6 +254,35 @@ impl<'s> Checks<'s> {
             let span = self.places.key(&below(name, &["globals".into(), global.as_str().into()]));
             let value = self.places.value(&below(name, &["globals".into(), global.as_str().into()]));
             self.global((name, global), range, (span, value), &found.variables);
+        }
+    }
+
+    /// Targets that the program was not written for, or that are not here: what is wrong there is no error, because
+    /// policies are written for other machines and objects for several events.
+    fn targets(&mut self, name: &ObjectName, rule: &ProgramRule, section: &str) {
+        let kind = rule.hook.kind();
+        let mut warn = |key: &str, why: String| {
+            let span =
+                self.places.value(&below(name, &[kind.row().key.into(), Step::Line(rule.line), key.into()]));
+            self.warnings.push(Problem { span, message: why, help: None });
+        };
+        match &rule.hook {
+            Hook::RawTracepoint { events } | Hook::Tracepoint { events } => {
+                let Some(written_for) = objects::event(kind, section) else { return };
+                for event in events.iter().filter(|event| **event != written_for) {
+                    let program = &rule.program;
+                    warn(
+                        "events",
+                        format!("program {program} is written for {written_for}, and not for {event}"),
+                    );
+                }
+            }
+            Hook::CgroupSkb { cgroups, .. } => {
+                for cgroup in cgroups.iter().filter(|path| !Path::new(path.as_str()).is_dir()) {
+                    warn("cgroups", format!("there is no directory {cgroup} on this machine now"));
+                }
+            }
+            _ => {}
         }
     }
 

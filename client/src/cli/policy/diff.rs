@@ -43,7 +43,11 @@ type Policies = Result<BTreeMap<String, Policy>, Vec<PolicyError>>;
 /// One policy file, or all of a directory by the names of their apps. Two files are compared, whatever they are called.
 fn read(path: &Path) -> Result<Policies, Failure> {
     let is_directory = path.is_dir();
-    let files = if is_directory { files_in(path)? } else { vec![path.to_owned()] };
+    let mut files = if is_directory { files_in(path)? } else { vec![path.to_owned()] };
+    if is_directory {
+        // Repositories have them beside their policies.
+        files.retain(|file| !super::cases::is_one(file));
+    }
     let (mut policies, mut errors) = (BTreeMap::new(), Vec::new());
     for file in files {
         let app = if is_directory { app_of(&file).map(|app| app.to_string()) } else { Ok(String::new()) };

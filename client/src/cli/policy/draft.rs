@@ -11,7 +11,7 @@ use bpfgate_protocol::functions;
 use bpfgate_protocol::hooks::{Capability, Kind, ROWS};
 use bpfgate_protocol::inspect::{self, map_type_name};
 use bpfgate_protocol::names::{
-    AbsolutePath, AppName, EventName, GlobalName, MapName, ObjectName, ProgramName, SymbolName,
+    AbsolutePath, AppName, GlobalName, MapName, ObjectName, Pattern, ProgramName, SymbolName,
 };
 use bpfgate_protocol::policy::Limits;
 use sha2::{Digest, Sha256};
@@ -64,6 +64,14 @@ impl Facts {
         }
         let name = object_name(&args.from_object).or_else(|| "object".parse().ok());
         let name = name.ok_or_else(|| failed("its name cannot be that of an object".to_owned()))?;
+        for interface in &args.interface {
+            interface.parse::<Pattern>().map_err(|error| Failure::Usage(format!("--interface: {error}")))?;
+        }
+        if let Some(user) = args.user.as_deref().filter(|user| user.parse::<u32>().is_err()) {
+            super::who::People::read()?
+                .user_id(user)
+                .map_err(|why| Failure::Usage(format!("--user: {why}")))?;
+        }
         let app = args.app.clone().unwrap_or_else(|| name.as_str().replace('_', "-"));
         let app = app.parse().map_err(|error| Failure::Usage(format!("--app: {error}")))?;
         Ok(Self { app, name, path, digest: Sha256::digest(&bytes).into(), found, memory })
@@ -302,21 +310,20 @@ fn add_targets(text: &mut String, kind: Kind, section: &str, interfaces: &[Strin
             add_list(text, "cgroups", &[], hint);
         }
         Kind::RawTracepoint => {
-            let event = names.and_then(|name| name.parse::<EventName>().ok()).map(|event| event.to_string());
+            let event = objects::event(kind, section);
             add_list(
                 text,
                 "events",
-                event.as_slice(),
+                event.as_ref().map(ToString::to_string).as_slice(),
                 "names without a category, such as [\"sched_process_exit\"]",
             );
         }
         Kind::Tracepoint => {
-            let event = names.and_then(|name| name.replacen('/', ":", 1).parse::<EventName>().ok());
-            let event = event.filter(|event| event.as_str().contains(':')).map(|event| event.to_string());
+            let event = objects::event(kind, section);
             add_list(
                 text,
                 "events",
-                event.as_slice(),
+                event.as_ref().map(ToString::to_string).as_slice(),
                 "\"category:name\", such as [\"sched:sched_process_exec\"]",
             );
         }

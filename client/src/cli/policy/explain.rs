@@ -6,7 +6,7 @@ use super::super::failure::Failure;
 use super::super::output;
 use super::judge::{Judgement, Request, judge};
 use super::who::People;
-use super::{Source, app_of, file_of, invalid};
+use super::{Source, app_of, file_of, invalid, who};
 use bpfgate_protocol::policy::{PolicyError, file};
 use bpfgate_protocol::refusal::{Class, Refusal};
 use serde_json::json;
@@ -23,17 +23,10 @@ pub(super) fn run(args: &ExplainArgs) -> Outcome {
         Err(error) => return Ok(invalid(&error)),
     };
     let policy = Arc::new(source.policy);
-    let peer = People::read()?.peer(&args.client, &policy).map_err(Failure::Usage)?;
+    let peer = People::read()?.peer(&args.client, args.unit.as_deref(), &policy).map_err(Failure::Usage)?;
     let judgement = judge(&policy, &peer, &request);
     let allowed = judgement.verdict.is_ok();
-    let who = match &peer.unit {
-        Some(unit) => unit.clone(),
-        None if peer.groups.is_empty() => format!("uid {}, gid {}", peer.uid, peer.gid),
-        None => {
-            let groups: Vec<String> = peer.groups.iter().map(ToString::to_string).collect();
-            format!("uid {}, gid {}, groups {}", peer.uid, peer.gid, groups.join(" "))
-        }
-    };
+    let who = who::describe(&peer);
     if args.style.json {
         output::print_json(&as_json(&policy.file, &judgement))?;
     } else {

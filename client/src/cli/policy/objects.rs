@@ -3,6 +3,8 @@
 
 use bpfgate_protocol::codec;
 use bpfgate_protocol::description::Description;
+use bpfgate_protocol::hooks::Kind;
+use bpfgate_protocol::names::EventName;
 use bpfgate_protocol::policy::object::MAX_OBJECT;
 use bpfgate_systemd::units::Layout;
 use std::fs::File;
@@ -32,6 +34,13 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, String> {
         return Err(format!("is larger than {MAX_OBJECT} bytes"));
     }
     Ok(bytes)
+}
+
+/// The event that a section of this kind of program names, as a policy writes it.
+pub(super) fn event(kind: Kind, section: &str) -> Option<EventName> {
+    let (_, name) = section.split_once('/')?;
+    let event: EventName = name.replacen('/', ":", 1).parse().ok()?;
+    (event.as_str().contains(':') == (kind == Kind::Tracepoint)).then_some(event)
 }
 
 /// Where an object is: at its path, or in `directory` under the name of its file.

@@ -7,6 +7,23 @@ use bpfgate_protocol::policy::file::Accounts;
 use bpfgate_protocol::policy::report::did_you_mean;
 use std::collections::BTreeMap;
 
+/// A number that no rule matches, for a service whose user is not known.
+const NOBODY: u32 = u32::MAX;
+
+/// As a sentence begins with it.
+pub(super) fn describe(peer: &Peer) -> String {
+    let mut parts = Vec::new();
+    if peer.uid != NOBODY {
+        parts.push(format!("uid {}, gid {}", peer.uid, peer.gid));
+    }
+    if !peer.groups.is_empty() {
+        let groups: Vec<String> = peer.groups.iter().map(ToString::to_string).collect();
+        parts.push(format!("groups {}", groups.join(" ")));
+    }
+    parts.extend(peer.unit.clone());
+    parts.join(", ")
+}
+
 /// The users and groups of a machine, as far as they matter here.
 #[derive(Debug, Default)]
 pub(super) struct People {
@@ -47,20 +64,31 @@ impl People {
     }
 
     /// `USER` with the groups that it has here, or `USER:GROUP,...` with these and no others, names or numbers; or a
-    /// service, of which nothing else is known, in the slice where this policy looks for it.
-    pub(super) fn peer(&self, text: &str, policy: &Policy) -> Result<Peer, String> {
-        if text.ends_with(".service") {
-            let name: UnitName = text.parse().map_err(|error| format!("{error}"))?;
-            let units = policy.units().filter(|unit| unit.name == name).cloned().collect();
-            // Numbers that no rule matches.
-            let (uid, gid) = (u32::MAX, u32::MAX);
-            return Ok(Peer { uid, gid, units, unit: Some(name.to_string()), ..Peer::default() });
+    /// service, of which nothing else is known. A service, by itself or as `unit` of a user, is in the slice where this
+    /// policy looks for it.
+    pub(super) fn peer(&self, text: &str, unit: Option<&str>, policy: &Policy) -> Result<Peer, String> {
+        let (user, unit) = match unit {
+            None if text.ends_with(".service") => (None, Some(text)),
+            unit => (Some(text), unit),
+        };
+        let mut peer = match user {
+            Some(user) => self.user(user)?,
+            None => Peer { uid: NOBODY, gid: NOBODY, ..Peer::default() },
+        };
+        if let Some(unit) = unit {
+            let name: UnitName = unit.parse().map_err(|error| format!("{error}"))?;
+            peer.units = policy.units().filter(|unit| unit.name == name).cloned().collect();
+            peer.unit = Some(name.to_string());
         }
+        Ok(peer)
+    }
+
+    fn user(&self, text: &str) -> Result<Peer, String> {
         let (user, groups) = match text.split_once(':') {
             Some((user, groups)) => (user, Some(groups)),
             None => (text, None),
         };
-        let uid = number("user", user, &self.accounts.users)?;
+        let uid = self.user_id(user)?;
         let mut groups = match groups {
             Some(groups) => groups
                 .split(',')
@@ -70,6 +98,11 @@ impl People {
         };
         let gid = groups.remove(0);
         Ok(Peer { uid, gid, groups, ..Peer::default() })
+    }
+
+    /// The number of a user, by name or number.
+    pub(super) fn user_id(&self, user: &str) -> Result<u32, String> {
+        number("user", user, &self.accounts.users)
     }
 
     /// The groups of a login of this user; its own comes first.
@@ -122,7 +155,7 @@ mod tests {
 
     fn ids(text: &str) -> Result<(u32, u32, Vec<u32>), String> {
         let policy = Policy::parse("p", "version = 1\n", &Accounts::default()).unwrap();
-        people().peer(text, &policy).map(|peer| (peer.uid, peer.gid, peer.groups))
+        people().peer(text, None, &policy).map(|peer| (peer.uid, peer.gid, peer.groups))
     }
 
     #[test]
@@ -147,10 +180,24 @@ mod tests {
     fn a_unit_is_who_the_policy_says_and_nobody_else() {
         let text = "version = 1\n[[client]]\nunit = \"a.service\"\nslice = \"web.slice\"\nmay = [\"load\"]\n";
         let policy = Policy::parse("p", text, &Accounts::default()).unwrap();
-        let of = |name: &str| people().peer(name, &policy).unwrap();
+        let of = |name: &str| people().peer(name, None, &policy).unwrap();
         let known: Vec<&Unit> = policy.units().collect();
         assert_eq!(of("a.service").units.iter().collect::<Vec<_>>(), known);
         assert!(of("b.service").units.is_empty());
         assert!(!of("a.service").is_user(u32::MAX) && !of("a.service").is_in_group(u32::MAX));
+        assert_eq!(describe(&of("a.service")), "a.service");
+    }
+
+    #[test]
+    fn a_user_may_be_of_a_unit() {
+        let text = "version = 1\n[[client]]\nuser = 1000\nunit = \"a.service\"\nmay = [\"load\"]\n";
+        let policy = Policy::parse("p", text, &Accounts::default()).unwrap();
+        let of = |user: &str, unit: &str| people().peer(user, Some(unit), &policy).unwrap();
+        let judged =
+            |peer: &Peer| bpfgate_protocol::authorize::authorize(&policy.clone().into(), peer).is_ok();
+        assert!(judged(&of("ann", "a.service")));
+        assert!(!judged(&of("bob", "a.service")) && !judged(&of("ann", "b.service")));
+        assert_eq!(describe(&of("ann", "a.service")), "uid 1000, gid 1000, groups 4, a.service");
+        assert!(people().peer("ann", Some("no unit"), &policy).is_err());
     }
 }
