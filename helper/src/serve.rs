@@ -264,8 +264,7 @@ impl State {
             None => return Err(Refusal::denied("no such object").into()),
         };
         let digest = approved.digest;
-        let loaded =
-            loading::load(&mut self.loader, load, approved.copy.as_fd(), budget, self.inventory.cpus)?;
+        let loaded = loading::load(&mut self.loader, load, approved.copy.as_fd(), budget, &self.inventory)?;
         let kind = |name: &ProgramName| {
             load.programs().find(|rule| rule.program == *name).map(|rule| rule.hook.kind())
         };

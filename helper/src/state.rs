@@ -9,6 +9,7 @@ use crate::maps::Map;
 use crate::pace::Pace;
 use crate::store::{self, Store};
 use bpfgate_protocol::authorize::{AttachPermit, Permit};
+use bpfgate_protocol::functions::Function;
 use bpfgate_protocol::hooks::Kind;
 use bpfgate_protocol::identity::Peer;
 use bpfgate_protocol::messages::helper::{
@@ -62,7 +63,7 @@ pub(crate) struct Instance {
     pub(crate) map_bytes: u64,
     pub(crate) links: Vec<Link>,
     /// Functions that its programs call by grant of the policy.
-    pub(crate) functions: BTreeSet<u32>,
+    pub(crate) functions: BTreeSet<Function>,
     /// What globals were set to.
     pub(crate) globals: Vec<Global>,
 }

@@ -5,6 +5,7 @@
 //! fields and no wire form: nothing that comes over a channel can be one.
 #![forbid(unsafe_code)]
 
+use crate::functions::Function;
 use crate::hooks::Kind;
 use crate::identity::Peer;
 use crate::messages::helper::{Global, Target};
@@ -315,7 +316,7 @@ impl Policy {
         &self,
         object: &ObjectName,
         digest: &[u8; 32],
-        functions: &BTreeSet<u32>,
+        functions: &BTreeSet<Function>,
         globals: &[Global],
     ) -> bool {
         let Some(rules) = self.objects.get(object) else { return false };

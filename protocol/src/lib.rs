@@ -47,7 +47,7 @@ pub const ADMIN_SOCKET: &str = "/run/bpfgate/io.bpfgate.Admin";
 pub const DEFAULT_SOCKET: &str = "/run/bpfgate/io.bpfgate";
 
 /// The version of the inner channels; broker, helper and loader of different versions refuse each other.
-pub const INNER_VERSION: u32 = 4;
+pub const INNER_VERSION: u32 = 5;
 
 #[cfg(test)]
 mod tests {

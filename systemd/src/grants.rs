@@ -4,7 +4,7 @@
 
 mod order;
 
-use bpfgate_protocol::functions;
+use bpfgate_protocol::functions::Function;
 use bpfgate_protocol::hooks::Capability;
 use bpfgate_protocol::names::{AbsolutePath, GlobalName, MapName, ObjectName, Pattern, ProgramName};
 use bpfgate_protocol::policy::{
@@ -85,8 +85,8 @@ pub enum Grant {
     Function {
         /// The object.
         object: ObjectName,
-        /// The function, by number.
-        function: u32,
+        /// Which.
+        function: Function,
     },
     /// An upper bound.
     Limit {
@@ -197,7 +197,7 @@ fn add_object(all: &mut Vec<Grant>, name: &ObjectName, object: &Object) {
     for (global, Range { min, max, line: _ }) in globals {
         all.push(Grant::Global { object: of(), global: global.clone(), min: *min, max: *max });
     }
-    all.extend(functions.iter().map(|function| Grant::Function { object: of(), function: *function }));
+    all.extend(functions.iter().map(|function| Grant::Function { object: of(), function: function.clone() }));
 }
 
 /// Where a program may run, one by one.
@@ -290,10 +290,10 @@ impl fmt::Display for Grant {
             Self::Global { object, global, min, max } => {
                 write!(f, "global {global} of object {object} from {min} to {max}")
             }
-            Self::Function { object, function } => {
-                let function = functions::name(*function).unwrap_or("of an unknown name");
-                write!(f, "object {object} may call bpf_{function}")
+            Self::Function { object, function: Function::Kernel(name) } => {
+                write!(f, "object {object} may call kfunc {name}")
             }
+            Self::Function { object, function } => write!(f, "object {object} may call {function}"),
             Self::Limit { what, bound } => write!(f, "limit {what} {bound}"),
             Self::Keep(keep) => write!(f, "keep {keep}"),
             Self::Netns(Some(path)) => write!(f, "netns {path}"),
@@ -378,6 +378,7 @@ n = "none"
 g = { min = -1, max = 5 }
 [objects.o.helpers]
 allow = ["bpf_send_signal"]
+kfuncs = ["bpf_rcu_read_lock"]
 "#;
 
     #[test]
@@ -399,6 +400,7 @@ allow = ["bpf_send_signal"]
             "netns /run/netns/blue",
             "object o is /o, any bytes that root put there",
             "object o may call bpf_send_signal",
+            "object o may call kfunc bpf_rcu_read_lock",
             "program f of object o as socket_filter",
             "program f of object o: its descriptor is handed out",
             "program p of object o on xdp eth0 (native), the descriptor of the link is handed out",

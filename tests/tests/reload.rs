@@ -242,6 +242,7 @@ fn what_takes_a_new_helper_ends_the_sessions_of_the_old_one() {
                 .replace(".xdp", ".socket_filter")
                 .replace("interfaces = [\"{interface}\"]\nmode = \"generic\"\n", ""),
         ),
+        ("a function", format!("{POLICY}[objects.o.helpers]\nkfuncs = [\"bpf_rcu_read_lock\"]\n")),
         ("kept", format!("{POLICY}[lifetime]\nkeep = \"app\"\n")),
     ] {
         gate.policy("app", POLICY);

@@ -126,3 +126,16 @@ fn every_verdict_has_the_line_that_decided() {
     assert_eq!(app().map(&name("o"), &name("counts")).unwrap().line(), 26);
     assert_eq!(app().map(&name("o"), &name("secret")).unwrap_err().line, Some(27));
 }
+
+#[test]
+fn what_was_loaded_with_a_function_stays_as_long_as_that_is_granted() {
+    let policy = |more: &str| {
+        let text = format!("version = 1\n[objects.o]\npath = \"/o\"\n[objects.o.helpers]\n{more}");
+        Policy::parse("p", &text, &Accounts::default()).unwrap()
+    };
+    let called = [Function::Kernel(name("bpf_send_signal"))].into();
+    let stays = |more| policy(more).still_approves(&name("o"), &[0; 32], &called, &[]);
+    assert!(stays("kfuncs = [\"f\", \"bpf_send_signal\"]"));
+    assert!(!stays("kfuncs = [\"f\"]"));
+    assert!(!stays("allow = [\"bpf_send_signal\"]"), "the helper function of this name is another one");
+}

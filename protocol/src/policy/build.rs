@@ -8,7 +8,7 @@ use super::{
     Access, Client, Direction, Hook, Keep, Limits, OWN_CGROUP, Object, Order, Policy, PolicyError,
     ProgramRule, Range, Require, Right, Sandboxing, Unit, UnitCheck, VERSION, XdpMode,
 };
-use crate::functions;
+use crate::functions::{self, Function};
 use crate::identity::NEVER;
 use crate::names::{EventName, NameError, ObjectName, Pattern, ProgramName};
 use crate::table::Table;
@@ -382,7 +382,14 @@ impl Builder<'_> {
             .into_iter()
             .filter_map(|(name, range)| Some((self.name(&name)?, self.range(&name, &range.0))));
         let globals = globals.collect();
-        let functions = raw.helpers.0.allow.iter().filter_map(|name| self.function(name)).collect();
+        let mut functions: BTreeSet<Function> =
+            raw.helpers.0.allow.iter().filter_map(|name| self.function(name)).collect();
+        for name in &raw.helpers.0.kfuncs {
+            let function = self.name(name).map(Function::Kernel);
+            if function.is_some_and(|function| !functions.insert(function)) {
+                self.problem(name.span(), "this stands here twice", None);
+            }
+        }
         Some(Object { line, path: path?, sha256: sha256.ok()?, programs, maps, globals, functions })
     }
 
@@ -467,19 +474,19 @@ impl Builder<'_> {
         Range { min, max, line: self.line(&name.span()) }
     }
 
-    fn function(&mut self, text: &Text) -> Option<u32> {
+    fn function(&mut self, text: &Text) -> Option<Function> {
         let Some(id) = functions::number(text.get_ref()) else {
             self.problem(
                 text.span(),
                 "this build knows no helper function of this name",
-                Some("kfuncs cannot be allowed yet"),
+                Some("a function of the kernel itself (a kfunc) goes into kfuncs = [...]"),
             );
             return None;
         };
         if functions::needs_grant(id).is_none() {
             self.problem(text.span(), "this helper function needs no grant", Some("leave it out"));
         }
-        Some(id)
+        Some(Function::Helper(id))
     }
 
     fn limits(&mut self, raw: raw::Limits) -> Limits {

@@ -19,10 +19,11 @@ pub use print::Toml;
 pub use report::PolicyError;
 pub use require::Machine;
 
+use crate::functions::Function;
 use crate::hooks::Kind;
 use crate::names::{
-    AbsolutePath, EventName, GlobalName, MapName, ObjectName, Pattern, ProgramName, SliceName, SymbolName,
-    UnitName,
+    AbsolutePath, EventName, FunctionName, GlobalName, MapName, ObjectName, Pattern, ProgramName, SliceName,
+    SymbolName, UnitName,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -157,8 +158,8 @@ pub struct Object {
     pub maps: BTreeMap<MapName, (Access, u32)>,
     /// Variables of `.rodata` that a client may set.
     pub globals: BTreeMap<GlobalName, Range>,
-    /// Helper functions that need a grant and have it, by number.
-    pub functions: BTreeSet<u32>,
+    /// Functions that need a grant and have it.
+    pub functions: BTreeSet<Function>,
 }
 
 /// One entry of a hook's array.
@@ -493,6 +494,16 @@ impl Policy {
     /// The units that its clients are asked for.
     pub fn units(&self) -> impl Iterator<Item = &Unit> {
         self.clients.iter().filter_map(|client| client.unit.as_ref())
+    }
+
+    /// The functions of the kernel that it names, each with the line that does.
+    pub fn kernel_functions(&self) -> impl Iterator<Item = (u32, &FunctionName)> {
+        self.objects.values().flat_map(|object| {
+            object.functions.iter().filter_map(|function| match function {
+                Function::Kernel(name) => Some((object.line, name)),
+                Function::Helper(_) => None,
+            })
+        })
     }
 
     /// `file:line`, as in audit records and messages.

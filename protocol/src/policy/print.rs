@@ -8,7 +8,7 @@ use super::{
     Access, Client, Direction, Hook, Limits, OWN_CGROUP, Object, Order, Policy, ProgramRule, Range, Require,
     Right, Sandboxing, Unit, UnitCheck, VERSION, XdpMode,
 };
-use crate::functions;
+use crate::functions::Function;
 use crate::names::{AbsolutePath, ObjectName};
 use std::fmt::{self, Display, Formatter};
 
@@ -120,10 +120,11 @@ fn print_object(name: &ObjectName, object: &Object, f: &mut Formatter<'_>) -> fm
             writeln!(f, "{global} = {{ min = {min}, max = {max} }}")?;
         }
     }
-    let functions: Vec<String> =
-        functions.iter().filter_map(|id| functions::name(*id)).map(|name| format!("bpf_{name}")).collect();
     if !functions.is_empty() {
-        writeln!(f, "\n[objects.{name}.helpers]\nallow = {}", list(&functions))?;
+        let (helpers, kfuncs): (Vec<_>, Vec<_>) =
+            functions.iter().partition(|function| matches!(function, Function::Helper(_)));
+        let (helpers, kfuncs) = (list(helpers), list(kfuncs));
+        writeln!(f, "\n[objects.{name}.helpers]\nallow = {helpers}\nkfuncs = {kfuncs}")?;
     }
     Ok(())
 }

@@ -223,9 +223,12 @@ pub(super) struct Range {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Helpers {
-    /// Names of such functions, with or without `bpf_`. One that needs no grant is an error.
+    /// Names of helper functions of the table above, with or without `bpf_`. One that needs no grant is an error.
     #[serde(default)]
     pub allow: Vec<Text>,
+    /// Functions of the kernel itself (kfuncs), by their names in its BTF; none of a module. Each that a program calls has to be named.
+    #[serde(default)]
+    pub kfuncs: Vec<Text>,
 }
 
 /// Upper bounds of the app, over all of its sessions.

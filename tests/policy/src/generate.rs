@@ -46,6 +46,9 @@ const DESCRIPTIONS: [&str; 7] = [
 /// Functions that need a grant.
 const FUNCTIONS: [&str; 4] = ["bpf_send_signal", "probe_write_user", "bpf_trace_printk", "sys_bpf"];
 
+/// Functions of the kernel.
+const KFUNCS: [&str; 3] = ["bpf_rcu_read_lock", "bpf_send_signal", "f.isra.0"];
+
 /// A value of a policy file. Keys stay in the order in which they were put.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Node {
@@ -360,11 +363,13 @@ fn object(u: &mut Unstructured<'_>, keep: &str, own: bool) -> Result<Node> {
         put(&mut entries, "globals", Node::Table(globals));
     }
     if u.ratio(1, 3)? {
-        put(
-            &mut entries,
-            "helpers",
-            Node::Table(vec![("allow".to_owned(), Node::texts(&some(u, &FUNCTIONS)?))]),
-        );
+        let mut helpers = Entries::new();
+        for (key, names) in [("allow", &FUNCTIONS[..]), ("kfuncs", &KFUNCS)] {
+            if u.ratio(2, 3)? {
+                put(&mut helpers, key, Node::texts(&some(u, names)?));
+            }
+        }
+        put(&mut entries, "helpers", Node::Table(shuffled(u, helpers, &[])?));
     }
     Ok(Node::Table(shuffled(u, entries, &[])?))
 }

@@ -181,7 +181,7 @@ fn loaded(permit: &LoadPermit, add: &mut dyn FnMut(String)) {
     let (object, rules) = (permit.object(), permit.rules());
     add(format!("load {object} from {} with {:?}", rules.path, rules.sha256));
     for function in &rules.functions {
-        add(format!("load {object} that calls function {function}"));
+        add(format!("load {object} that calls function {function:?}"));
     }
     for ProgramRule { program, hook, .. } in permit.programs() {
         add(format!("load {program} of {object} as {:?} {}", hook.kind(), hook.expected_attach_type()));

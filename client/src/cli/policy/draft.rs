@@ -7,7 +7,7 @@ use super::super::output;
 use super::objects::{self, Undescribed};
 use bpfgate_client::{cpus, hex};
 use bpfgate_protocol::description::{Description, Map, Program, Shape};
-use bpfgate_protocol::functions;
+use bpfgate_protocol::functions::Function;
 use bpfgate_protocol::hooks::{Capability, Kind, ROWS};
 use bpfgate_protocol::inspect::{self, map_type_name};
 use bpfgate_protocol::names::{
@@ -212,8 +212,8 @@ impl Facts {
     fn add_functions(&self, text: &mut String) {
         let called =
             self.programs().filter(|(_, kind)| kind.is_some()).flat_map(|(program, _)| &program.functions);
-        let granted: BTreeMap<&str, &str> =
-            called.filter_map(|id| Some((functions::name(*id)?, functions::needs_grant(*id)?))).collect();
+        let granted: BTreeMap<&Function, &str> =
+            called.filter_map(|function| Some((function, function.needs_grant()?))).collect();
         if granted.is_empty() {
             return;
         }
@@ -222,11 +222,17 @@ impl Facts {
             "\n# Its programs call functions that act beyond their own data. Without this grant they are not loaded:\n\
              # take the # off if that is what they are meant to do.\n"
         );
-        for (name, what) in &granted {
-            let _ = writeln!(text, "#   bpf_{name} {what}");
+        for (function, what) in &granted {
+            let _ = writeln!(text, "#   {function} {what}");
         }
-        let names = granted.keys().map(|name| format!("\"bpf_{name}\"")).collect::<Vec<_>>().join(", ");
-        let _ = writeln!(text, "[objects.{}.helpers]\n# allow = [{names}]", self.name);
+        let _ = writeln!(text, "[objects.{}.helpers]", self.name);
+        for key in ["allow", "kfuncs"] {
+            let of_key = granted.keys().filter(|function| function.key() == key);
+            let names = of_key.map(|function| format!("\"{function}\"")).collect::<Vec<_>>().join(", ");
+            if !names.is_empty() {
+                let _ = writeln!(text, "# {key} = [{names}]");
+            }
+        }
     }
 
     fn add_bounds(&self, text: &mut String) {
