@@ -140,9 +140,13 @@ impl State {
                         .iter()
                         .find(|event| !self.inventory.tracepoints.contains_key(event))
                         .map(ToString::to_string),
-                    Hook::Xdp { .. } | Hook::Tcx { .. } | Hook::RawTracepoint { .. } | Hook::SocketFilter => {
-                        None
-                    }
+                    Hook::Xdp { .. }
+                    | Hook::Tcx { .. }
+                    | Hook::RawTracepoint { .. }
+                    | Hook::SocketFilter
+                    | Hook::Fentry { .. }
+                    | Hook::Fexit { .. }
+                    | Hook::Kprobe { .. } => None,
                 };
                 if let Some(missing) = missing {
                     return Err(format!("{missing} was not opened at the start"));

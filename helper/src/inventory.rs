@@ -141,8 +141,14 @@ impl Inventory {
                     self.tracepoints.insert(event.clone(), told(policy, line, opened));
                 }
             }
-            // Resolved when they are attached to: an interface may come later.
-            Hook::Xdp { .. } | Hook::Tcx { .. } | Hook::RawTracepoint { .. } | Hook::SocketFilter => {}
+            // Resolved when they are attached to: an interface may come later. Functions are looked up all at once.
+            Hook::Xdp { .. }
+            | Hook::Tcx { .. }
+            | Hook::RawTracepoint { .. }
+            | Hook::SocketFilter
+            | Hook::Fentry { .. }
+            | Hook::Fexit { .. }
+            | Hook::Kprobe { .. } => {}
         }
     }
 }

@@ -93,6 +93,10 @@ pub(crate) fn load(
         ))
         .into());
     }
+    // Before the loader looks for it, and says so in the words of libbpf.
+    for name in permit.programs().filter_map(|rule| rule.hook.bound_to()) {
+        inventory.functions.number(name)?;
+    }
     let mut transaction = Transaction {
         permit,
         budget,
@@ -288,22 +292,23 @@ impl Transaction<'_> {
         let purpose = load.purpose;
         let bulk = std::mem::replace(&mut load.bulk, Bulk::empty());
         let len = bulk.len();
-        let checked = self.check_program(&load, len).and_then(|()| {
+        let checked = self.check_program(&load, len).and_then(|function| {
             let mut bytes = bulk
                 .unpack(fd, inspect::MAX_PROGRAM)
                 .map_err(|_| Refusal::object("the parts of a program do not add up"))?;
             self.check_instructions(&load, &mut bytes)?;
-            Ok(bytes)
+            Ok((bytes, function))
         });
-        let bytes = match checked {
-            Ok(bytes) => bytes,
+        let (bytes, function) = match checked {
+            Ok(checked) => checked,
             Err(refusal) => return self.refuse(purpose, refusal, libc::EPERM),
         };
         let (insns, rest) = bytes.split_at(load.parts.0 as usize);
         let (funcs, lines) = rest.split_at(load.parts.1 as usize);
         let mut log = if load.log == LogWanted::Yes { vec![0; MAX_LOG] } else { Vec::new() };
         let wanted = (load.log == LogWanted::Yes).then_some(log.as_mut_slice());
-        match (bpf::prog_load(&load, [insns, funcs, lines], self.btf(load.btf), wanted), purpose) {
+        let made = bpf::prog_load(&load, function, [insns, funcs, lines], self.btf(load.btf), wanted);
+        match (made, purpose) {
             (Ok(fd), Purpose::Object(index)) => {
                 // check_program has seen that there is such a place.
                 self.programs[index as usize] = Some(fd);
@@ -315,10 +320,14 @@ impl Transaction<'_> {
         }
     }
 
-    fn check_program(&self, load: &ProgLoad, len: usize) -> Result<(), Refusal> {
+    /// Gives the number of the function that the program is for, 0 for none: from the policy, not from the loader.
+    fn check_program(&self, load: &ProgLoad, len: usize) -> Result<u32, Refusal> {
         match load.purpose {
-            Purpose::Probe => inspect::check_probe(load, len),
-            Purpose::Object(index) => inspect::check_program(self.permit, index, load, len).map(drop),
+            Purpose::Probe => inspect::check_probe(load, len).map(|()| 0),
+            Purpose::Object(index) => {
+                let rule = inspect::check_program(self.permit, index, load, len)?;
+                rule.hook.bound_to().map_or(Ok(0), |name| self.inventory.functions.number(name))
+            }
         }
     }
 

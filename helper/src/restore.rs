@@ -196,17 +196,19 @@ pub(crate) fn restore(state: &mut State, kept: Vec<Kept>) -> Result<(), Fatal> {
 /// An instance as far as it has come back, and whether all of its maps have.
 fn instance(pool: &mut Pool, entry: InstanceRecord<Granted>, policy: &Policy) -> (Instance, bool) {
     let InstanceRecord { id, object, digest, map_bytes, granted, globals, programs, maps, links } = entry;
-    let Granted { functions } = granted;
+    let Granted { functions, mut bound } = granted;
     let numbers: BTreeMap<ProgramName, u32> =
         programs.iter().map(|(info, number)| (info.name.clone(), *number)).collect();
     let map_count = maps.len();
     let programs: Vec<Program> = programs
         .into_iter()
-        .filter(|(info, _)| policy.still_names(&object, &info.name, info.hook))
+        .filter(|(info, _)| policy.still_names(&object, &info.name, info.hook, bound.get(&info.name)))
+        .collect::<Vec<_>>()
+        .into_iter()
         .filter_map(|(info, number)| {
             let is = |got: &Description| got.id == number && got.kind == info.hook.row().prog_type;
             let Kept { fd, .. } = pool.claim(&program_name(id, &info.name), Kind::Program, is)?;
-            Some(Program { info, fd })
+            Some(Program { function: bound.remove(&info.name), info, fd })
         })
         .collect();
     let maps: Vec<Map> = maps

@@ -265,15 +265,15 @@ impl State {
         };
         let digest = approved.digest;
         let loaded = loading::load(&mut self.loader, load, approved.copy.as_fd(), budget, &self.inventory)?;
-        let kind = |name: &ProgramName| {
-            load.programs().find(|rule| rule.program == *name).map(|rule| rule.hook.kind())
-        };
+        let hook =
+            |name: &ProgramName| load.programs().find(|rule| rule.program == *name).map(|rule| &rule.hook);
         let programs: Vec<Program> = loaded
             .programs
             .into_iter()
             .filter_map(|(name, fd)| {
-                let info = ProgramInfo { hook: kind(&name)?, fd: load.program_fd(&name), name };
-                Some(Program { info, fd })
+                let hook = hook(&name)?;
+                let info = ProgramInfo { hook: hook.kind(), fd: load.program_fd(&name), name };
+                Some(Program { info, function: hook.bound_to().cloned(), fd })
             })
             .collect();
         let instance = Instance {

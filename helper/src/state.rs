@@ -16,7 +16,7 @@ use bpfgate_protocol::messages::helper::{
     Global, InstanceInfo, LinkInfo, MapInfo, Outcome, ProgramInfo, Target,
 };
 use bpfgate_protocol::messages::{InstanceId, LinkId, SessionId};
-use bpfgate_protocol::names::{AppName, MapName, ObjectName, ProgramName};
+use bpfgate_protocol::names::{AppName, FunctionName, MapName, ObjectName, ProgramName};
 use bpfgate_protocol::policy::{Access, Policy};
 use bpfgate_protocol::refusal::Refusal;
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,6 +70,8 @@ pub(crate) struct Instance {
 
 pub(crate) struct Program {
     pub(crate) info: ProgramInfo,
+    /// The function of the kernel that it was loaded for.
+    pub(crate) function: Option<FunctionName>,
     pub(crate) fd: OwnedFd,
 }
 

@@ -12,13 +12,13 @@ use bpfgate_protocol::codec;
 use bpfgate_protocol::functions::Function;
 use bpfgate_protocol::messages::helper::{Global, LinkInfo, ProgramInfo};
 use bpfgate_protocol::messages::{InstanceId, LinkId};
-use bpfgate_protocol::names::{MapName, ObjectName, ProgramName};
+use bpfgate_protocol::names::{FunctionName, MapName, ObjectName, ProgramName};
 use bpfgate_protocol::policy::object::sealed;
 use bpfgate_protocol::refusal::Refusal;
 use bpfgate_systemd::grants::hex;
 use bpfgate_systemd::manager::Manager;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -47,6 +47,8 @@ impl Versioned {
 pub(crate) struct Granted {
     /// Functions that need a grant.
     pub(crate) functions: BTreeSet<Function>,
+    /// Of programs that are for one function of the kernel: which.
+    pub(crate) bound: BTreeMap<ProgramName, FunctionName>,
 }
 
 /// What is kept, besides descriptors. `G` is what the policy had to say for an instance.
@@ -79,7 +81,8 @@ pub(crate) struct InstanceRecord<G> {
 impl From<InstanceRecord<BTreeSet<u32>>> for InstanceRecord<Granted> {
     fn from(old: InstanceRecord<BTreeSet<u32>>) -> Self {
         let InstanceRecord { id, object, digest, map_bytes, granted, globals, programs, maps, links } = old;
-        let granted = Granted { functions: granted.into_iter().map(Function::Helper).collect() };
+        let functions = granted.into_iter().map(Function::Helper).collect();
+        let granted = Granted { functions, bound: BTreeMap::new() };
         Self { id, object, digest, map_bytes, granted, globals, programs, maps, links }
     }
 }
@@ -151,6 +154,7 @@ impl State {
         }
         let instance = |(id, instance): (&InstanceId, &Instance)| {
             let programs = instance.programs.iter();
+            let bound = programs.clone().filter_map(|p| Some((p.info.name.clone(), p.function.clone()?)));
             let links = instance.links.iter().map(|link| {
                 let (info, way, shared) = (link.info.clone(), link.way, link.shared);
                 Ok(LinkRecord { info, way, shared, number: number(link.fd())? })
@@ -160,7 +164,7 @@ impl State {
                 object: instance.object.clone(),
                 digest: instance.digest,
                 map_bytes: instance.map_bytes,
-                granted: Granted { functions: instance.functions.clone() },
+                granted: Granted { functions: instance.functions.clone(), bound: bound.collect() },
                 globals: instance.globals.clone(),
                 programs: programs.map(|p| Ok((p.info.clone(), number(&p.fd)?))).collect::<Result<_, _>>()?,
                 maps: instance

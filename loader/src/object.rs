@@ -148,6 +148,13 @@ fn select(object: &mut OpenObject, plan: &[ProgramPlan]) -> Result<Vec<Expected>
             return Err(Failure::object(why));
         }
         program.set_attach_type(ProgramAttachType::from(plan.expected_attach_type));
+        if let Some(function) = &plan.function {
+            // Else libbpf would take the one that stands in the section.
+            program.set_attach_target(0, Some(function.to_string())).map_err(|error| {
+                let said = report::take_messages();
+                Failure::object(format!("program {name} cannot be for function {function}: {error}; {said}"))
+            })?;
+        }
         let place = u32::try_from(place).map_err(|_| Failure::object("too many programs"))?;
         expected.push(Expected { name: name.chars().take(15).collect(), place, kfuncs: Vec::new() });
     }

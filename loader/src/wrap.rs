@@ -242,7 +242,8 @@ fn placeholder(handle: Handle) -> Result<RawFd, i32> {
 /// # Safety
 /// The pointers of `attr` are valid for their lengths.
 unsafe fn prog_load(attr: &ProgLoadAttr) -> Result<RawFd, i32> {
-    if attr.prog_ifindex != 0 || attr.attach_btf_id != 0 || attr.attach_prog_fd != 0 || attr.fd_array != 0 {
+    // attach_btf_id is not passed on: the helper has its own.
+    if attr.prog_ifindex != 0 || attr.attach_prog_fd != 0 || attr.fd_array != 0 {
         return Err(libc::EPERM);
     }
     let name = text(&attr.prog_name);

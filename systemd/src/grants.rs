@@ -226,6 +226,12 @@ fn places(hook: &Hook) -> Vec<Place> {
             literals(symbols.iter().map(|symbol| format!("on uprobe {binary}:{symbol} ({when})")).collect())
         }
         Hook::SocketFilter => literals(vec!["as socket_filter".to_owned()]),
+        Hook::Fentry { function } => literals(vec![format!("on fentry {function}")]),
+        Hook::Fexit { function } => literals(vec![format!("on fexit {function}")]),
+        Hook::Kprobe { functions, at_return } => {
+            let when = if *at_return { "return" } else { "call" };
+            literals(functions.iter().map(|function| format!("on kprobe {function} ({when})")).collect())
+        }
     }
 }
 
@@ -371,6 +377,13 @@ return = true
 [[objects.o.socket_filter]]
 program = "f"
 program_fd = true
+[[objects.o.fexit]]
+program = "t"
+function = "vfs_read"
+[[objects.o.kprobe]]
+program = "k"
+functions = ["vfs_read"]
+return = true
 [objects.o.maps]
 m = "read-write"
 n = "none"
@@ -403,9 +416,11 @@ kfuncs = ["bpf_rcu_read_lock"]
             "object o may call kfunc bpf_rcu_read_lock",
             "program f of object o as socket_filter",
             "program f of object o: its descriptor is handed out",
+            "program k of object o on kprobe vfs_read (return)",
             "program p of object o on xdp eth0 (native), the descriptor of the link is handed out",
             "program p of object o on xdp lan* (native), the descriptor of the link is handed out",
             "program q of object o on uprobe /b:odd\\x5c (return)",
+            "program t of object o on fexit vfs_read",
             "requires Linux 6.6",
             "requires landlock ABI 4",
             "requires the kernel's BTF",

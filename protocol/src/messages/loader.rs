@@ -21,6 +21,8 @@ pub struct ProgramPlan {
     pub prog_type: u32,
     /// `enum bpf_attach_type` to load it with.
     pub expected_attach_type: u32,
+    /// The function of the kernel to load it for, so that libbpf looks for no other; the helper says its number itself.
+    pub function: Option<FunctionName>,
 }
 
 /// From the helper.

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::functions::{self, Function};
 use crate::identity::NEVER;
-use crate::names::{EventName, NameError, ObjectName, Pattern, ProgramName};
+use crate::names::{EventName, FunctionName, NameError, ObjectName, Pattern, ProgramName};
 use crate::table::Table;
 use serde_spanned::Spanned;
 use sha2::{Digest, Sha256};
@@ -371,6 +371,22 @@ impl Builder<'_> {
             let (span, e) = (entry.span(), entry.into_inner().0);
             add(self.rule(&span, &e.program, Some(Hook::SocketFilter), e.program_fd, false));
         }
+        for entry in raw.fentry {
+            let (span, e) = (entry.span(), entry.into_inner().0);
+            let hook = self.name(&e.function).map(|function| Hook::Fentry { function });
+            add(self.rule(&span, &e.program, hook, e.program_fd, e.link_fd));
+        }
+        for entry in raw.fexit {
+            let (span, e) = (entry.span(), entry.into_inner().0);
+            let hook = self.name(&e.function).map(|function| Hook::Fexit { function });
+            add(self.rule(&span, &e.program, hook, e.program_fd, e.link_fd));
+        }
+        for entry in raw.kprobe {
+            let (span, e) = (entry.span(), entry.into_inner().0);
+            let functions = self.names("functions", &span, &e.functions);
+            let hook = functions.map(|functions| Hook::Kprobe { functions, at_return: e.at_return });
+            add(self.rule(&span, &e.program, hook, e.program_fd, e.link_fd));
+        }
         self.one_type_each(&programs);
         let maps = raw.maps.into_iter().filter_map(|(name, access)| {
             let line = self.line(&name.span());
@@ -405,12 +421,15 @@ impl Builder<'_> {
         Some(ProgramRule { line: self.line(span), program, hook: hook?, program_fd, link_fd })
     }
 
-    /// The kernel loads a program for one type and one attach type.
+    /// The kernel loads a program for one type and one attach type, and one that traces a function for that.
     fn one_type_each(&mut self, programs: &[ProgramRule]) {
+        fn kind(rule: &ProgramRule) -> (u32, u32, Option<&FunctionName>) {
+            let hook = &rule.hook;
+            (hook.kind().row().prog_type, hook.expected_attach_type(), hook.bound_to())
+        }
         let mut seen: BTreeMap<&ProgramName, &ProgramRule> = BTreeMap::new();
         for rule in programs {
             let first = *seen.entry(&rule.program).or_insert(rule);
-            let kind = |r: &ProgramRule| (r.hook.kind().row().prog_type, r.hook.expected_attach_type());
             if kind(first) != kind(rule) {
                 let what = if first.hook.kind() == rule.hook.kind() {
                     "loaded in another way"
@@ -418,7 +437,7 @@ impl Builder<'_> {
                     "of another type"
                 };
                 let message = format!("program {} is {what} in line {}", rule.program, first.line);
-                let help = "the kernel loads a program for one hook, one direction, call or return: write a second one";
+                let help = "the kernel loads a program for one hook, one direction, call or return, one function of the kernel: write a second one";
                 self.problem(self.first_of(rule.line), message, Some(help));
             }
         }

@@ -226,6 +226,23 @@ pub enum Hook {
     },
     /// Nothing: its holder attaches it to sockets of its own.
     SocketFilter,
+    /// The beginning of one function of the kernel.
+    Fentry {
+        /// Which.
+        function: FunctionName,
+    },
+    /// The end of one function of the kernel.
+    Fexit {
+        /// Which.
+        function: FunctionName,
+    },
+    /// Functions of the kernel.
+    Kprobe {
+        /// Which.
+        functions: Vec<FunctionName>,
+        /// When they return, not when they are called.
+        at_return: bool,
+    },
 }
 
 impl Hook {
@@ -239,6 +256,17 @@ impl Hook {
             Self::Tracepoint { .. } => Kind::Tracepoint,
             Self::Uprobe { .. } => Kind::Uprobe,
             Self::SocketFilter => Kind::SocketFilter,
+            Self::Fentry { .. } => Kind::Fentry,
+            Self::Fexit { .. } => Kind::Fexit,
+            Self::Kprobe { .. } => Kind::Kprobe,
+        }
+    }
+
+    /// The function of the kernel that a program is for from its load on: it is attached there or nowhere.
+    pub fn bound_to(&self) -> Option<&FunctionName> {
+        match self {
+            Self::Fentry { function } | Self::Fexit { function } => Some(function),
+            _ => None,
         }
     }
 
@@ -248,6 +276,9 @@ impl Hook {
             Self::Xdp { .. } => 37,
             Self::CgroupSkb { direction: Direction::Egress, .. } => 1,
             Self::Uprobe { .. } => 48,
+            Self::Fentry { .. } => 24,
+            Self::Fexit { .. } => 25,
+            Self::Kprobe { .. } => 42,
             // A sched_cls program may be attached in both directions; the kernel asks for 0 at load.
             Self::CgroupSkb { .. }
             | Self::Tcx { .. }
@@ -496,13 +527,15 @@ impl Policy {
         self.clients.iter().filter_map(|client| client.unit.as_ref())
     }
 
-    /// The functions of the kernel that it names, each with the line that does.
+    /// The functions of the kernel that are to be known by number, each with the line that names it.
     pub fn kernel_functions(&self) -> impl Iterator<Item = (u32, &FunctionName)> {
         self.objects.values().flat_map(|object| {
-            object.functions.iter().filter_map(|function| match function {
+            let called = object.functions.iter().filter_map(|function| match function {
                 Function::Kernel(name) => Some((object.line, name)),
                 Function::Helper(_) => None,
-            })
+            });
+            let bound = object.programs.iter().filter_map(|rule| Some((rule.line, rule.hook.bound_to()?)));
+            called.chain(bound)
         })
     }
 

@@ -157,6 +157,12 @@ fn print_rule(object: &ObjectName, rule: &ProgramRule, f: &mut Formatter<'_>) ->
             )?;
         }
         Hook::SocketFilter => {}
+        Hook::Fentry { function } | Hook::Fexit { function } => {
+            writeln!(f, "function = {}", Quoted(function.as_str()))?;
+        }
+        Hook::Kprobe { functions, at_return } => {
+            writeln!(f, "return = {at_return}\nfunctions = {}", list(functions))?;
+        }
     }
     writeln!(f, "program_fd = {program_fd}")?;
     match hook {

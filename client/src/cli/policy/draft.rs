@@ -11,7 +11,7 @@ use bpfgate_protocol::functions::Function;
 use bpfgate_protocol::hooks::{Capability, Kind, ROWS};
 use bpfgate_protocol::inspect::{self, map_type_name};
 use bpfgate_protocol::names::{
-    AbsolutePath, AppName, EventName, GlobalName, MapName, ObjectName, ProgramName, SymbolName,
+    AbsolutePath, AppName, EventName, FunctionName, GlobalName, MapName, ObjectName, ProgramName, SymbolName,
 };
 use bpfgate_protocol::policy::Limits;
 use sha2::{Digest, Sha256};
@@ -290,10 +290,16 @@ fn add_client(text: &mut String, user: Option<&str>) {
 
 /// The hook for a program of this type and section.
 fn kind(program: &Program) -> Option<Kind> {
-    let row = ROWS.iter().find(|row| row.prog_type == program.prog_type)?;
-    // Programs for functions of the kernel are of the same type.
-    let of_kernel = row.kind == Kind::Uprobe && !program.section.trim_start_matches('?').starts_with('u');
-    (!of_kernel).then_some(row.kind)
+    let section = program.section.trim_start_matches('?');
+    // Several hooks have one type.
+    let fits = |kind| match kind {
+        Kind::Uprobe => section.starts_with('u'),
+        Kind::Kprobe => section.starts_with("kprobe") || section.starts_with("kretprobe"),
+        Kind::Fentry => section.starts_with("fentry"),
+        Kind::Fexit => section.starts_with("fexit"),
+        _ => true,
+    };
+    ROWS.iter().find(|row| row.prog_type == program.prog_type && fits(row.kind)).map(|row| row.kind)
 }
 
 /// The keys of a hook: what the section says, or what has to be filled in.
@@ -339,6 +345,30 @@ fn add_targets(text: &mut String, kind: Kind, section: &str, interfaces: &[Strin
                 }
             };
             let at_return = section.trim_start_matches('?').starts_with("uret");
+            let _ = writeln!(
+                text,
+                "return = {at_return} # true: when the function returns; false: when it is called"
+            );
+        }
+        Kind::Fentry | Kind::Fexit => {
+            let function = names.and_then(|name| name.parse::<FunctionName>().ok());
+            let _ = match function {
+                Some(function) => writeln!(text, "function = \"{function}\""),
+                None => {
+                    writeln!(text, "function = \"\"{GAP}a function of the kernel, such as \"cap_capable\"")
+                }
+            };
+        }
+        Kind::Kprobe => {
+            let function =
+                names.and_then(|name| name.parse::<FunctionName>().ok()).map(|name| name.to_string());
+            add_list(
+                text,
+                "functions",
+                function.as_slice(),
+                "functions of the kernel, such as [\"cap_capable\"]",
+            );
+            let at_return = section.trim_start_matches('?').starts_with("kret");
             let _ = writeln!(
                 text,
                 "return = {at_return} # true: when the function returns; false: when it is called"

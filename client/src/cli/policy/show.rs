@@ -286,6 +286,11 @@ fn targets(hook: &Hook) -> Vec<String> {
             symbols.iter().map(|symbol| format!("{binary}:{symbol}{when}")).collect()
         }
         Hook::SocketFilter => Vec::new(),
+        Hook::Fentry { function } | Hook::Fexit { function } => vec![function.to_string()],
+        Hook::Kprobe { functions, at_return } => {
+            let when = if *at_return { " (return)" } else { "" };
+            functions.iter().map(|function| format!("{function}{when}")).collect()
+        }
     }
 }
 

@@ -90,7 +90,9 @@ pub(crate) fn values(table: &str, key: &str) -> Values {
             let names = BY_GRANT.iter().flat_map(|(name, _)| [format!("bpf_{name}"), (*name).to_owned()]);
             Values::Words(names.collect())
         }
-        ("Helpers", "kfuncs") => Values::Name(FUNCTION, sentence::<FunctionName>()),
+        ("Traced", "function") | ("Kprobe", "functions") | ("Helpers", "kfuncs") => {
+            Values::Name(FUNCTION, sentence::<FunctionName>())
+        }
         ("Limits", "programs") => most(limits.programs),
         ("Limits", "maps") => most(limits.maps),
         ("Limits", "links") => most(limits.links),
