@@ -11,8 +11,8 @@ use nix::errno::Errno;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use uapi::{
-    BtfLoadAttr, ElemAttr, InfoAttr, LinkCreateAttr, LinkInfo, MapCreateAttr, MapInfo, ProgLoadAttr,
-    RawTracepointAttr, attach, cmd, link_type,
+    BtfLoadAttr, ElemAttr, InfoAttr, KprobeLinkAttr, LinkCreateAttr, LinkInfo, MapCreateAttr, MapInfo,
+    ProgLoadAttr, RawTracepointAttr, attach, cmd, link_type,
 };
 
 fn bpf<T>(command: u32, attr: &mut T) -> Result<i32, Errno> {
@@ -69,10 +69,12 @@ pub fn btf_load(btf: &[u8]) -> Result<OwnedFd, Errno> {
     bpf_fd(cmd::BTF_LOAD, &mut BtfLoadAttr { btf: address(btf), btf_size: size, ..Default::default() })
 }
 
-/// `BPF_PROG_LOAD` of checked instructions. `parts` are instructions, func info and line info; `log` is filled with
+/// `BPF_PROG_LOAD` of checked instructions. `function` is that of the kernel which the program is for, by number, 0 for
+/// none; `parts` are instructions, func info and line info; `log` is filled with
 /// the verifier's log, as much of its end as fits.
 pub fn prog_load(
     load: &ProgLoad,
+    function: u32,
     parts: [&[u8]; 3],
     btf: Option<BorrowedFd<'_>>,
     log: Option<&mut [u8]>,
@@ -90,6 +92,7 @@ pub fn prog_load(
         prog_name: name16(&load.name),
         expected_attach_type: load.expected_attach_type,
         prog_btf_fd: btf.map_or(0, number),
+        attach_btf_id: function,
         ..Default::default()
     };
     if btf.is_some() {
@@ -281,6 +284,20 @@ pub fn uprobe_link(
         offsets: address(offsets),
         cnt: u32::try_from(offsets.len()).map_err(|_| Errno::E2BIG)?,
         uprobe_flags: flags,
+        ..Default::default()
+    };
+    bpf_fd(cmd::LINK_CREATE, &mut attr)
+}
+
+/// `BPF_LINK_CREATE` for functions of the kernel, by name.
+pub fn kprobe_link(program: BorrowedFd<'_>, functions: &[&CStr], flags: u32) -> Result<OwnedFd, Errno> {
+    let names: Vec<u64> = functions.iter().map(|name| name.as_ptr() as u64).collect();
+    let mut attr = KprobeLinkAttr {
+        prog_fd: number(program),
+        attach_type: attach::TRACE_KPROBE_MULTI,
+        kprobe_flags: flags,
+        cnt: u32::try_from(names.len()).map_err(|_| Errno::E2BIG)?,
+        syms: address(&names),
         ..Default::default()
     };
     bpf_fd(cmd::LINK_CREATE, &mut attr)

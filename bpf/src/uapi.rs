@@ -27,8 +27,11 @@ pub mod cmd {
 pub mod attach {
     pub const CGROUP_INET_INGRESS: u32 = 0;
     pub const CGROUP_INET_EGRESS: u32 = 1;
+    pub const TRACE_FENTRY: u32 = 24;
+    pub const TRACE_FEXIT: u32 = 25;
     pub const XDP: u32 = 37;
     pub const PERF_EVENT: u32 = 41;
+    pub const TRACE_KPROBE_MULTI: u32 = 42;
     pub const TCX_INGRESS: u32 = 46;
     pub const TCX_EGRESS: u32 = 47;
     pub const TRACE_UPROBE_MULTI: u32 = 48;
@@ -36,6 +39,8 @@ pub mod attach {
 
 /// `BPF_F_UPROBE_MULTI_RETURN`.
 pub const UPROBE_MULTI_RETURN: u32 = 1;
+/// `BPF_F_KPROBE_MULTI_RETURN`.
+pub const KPROBE_MULTI_RETURN: u32 = 1;
 /// `XDP_FLAGS_SKB_MODE`, include/uapi/linux/if_link.h.
 pub const XDP_SKB_MODE: u32 = 1 << 1;
 /// `XDP_FLAGS_DRV_MODE`.
@@ -160,9 +165,11 @@ pub struct LinkInfo {
 /// `enum bpf_link_type`, as far as it is used.
 pub mod link_type {
     pub const RAW_TRACEPOINT: u32 = 1;
+    pub const TRACING: u32 = 2;
     pub const CGROUP: u32 = 3;
     pub const XDP: u32 = 6;
     pub const PERF_EVENT: u32 = 7;
+    pub const KPROBE_MULTI: u32 = 8;
     pub const TCX: u32 = 11;
     pub const UPROBE_MULTI: u32 = 12;
 }
@@ -196,6 +203,21 @@ pub struct LinkCreateAttr {
     pub pad: u32,
 }
 
+/// `BPF_LINK_CREATE` with the fields of `kprobe_multi`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct KprobeLinkAttr {
+    pub prog_fd: u32,
+    pub target: u32,
+    pub attach_type: u32,
+    pub flags: u32,
+    pub kprobe_flags: u32,
+    pub cnt: u32,
+    pub syms: u64,
+    pub addrs: u64,
+    pub cookies: u64,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,6 +230,7 @@ mod tests {
         assert_eq!((offset_of!(ProgLoadAttr, prog_name), offset_of!(ProgLoadAttr, func_info)), (48, 80));
         assert_eq!((offset_of!(ProgLoadAttr, fd_array), offset_of!(ProgLoadAttr, fd_array_cnt)), (120, 148));
         assert_eq!((offset_of!(BtfLoadAttr, btf_size), size_of::<BtfLoadAttr>()), (16, 40));
+        assert_eq!((offset_of!(KprobeLinkAttr, cnt), offset_of!(KprobeLinkAttr, syms)), (20, 24));
         assert_eq!((offset_of!(LinkCreateAttr, path), offset_of!(LinkCreateAttr, cnt)), (16, 48));
     }
 }

@@ -237,6 +237,7 @@ struct WireTarget {
     event: Option<String>,
     binary: Option<String>,
     symbol: Option<String>,
+    function: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -269,16 +270,19 @@ struct ReadMap {
 
 impl WireTarget {
     fn target(self) -> Result<Target, Refusal> {
-        match (self.interface, self.cgroup, self.event, self.binary, self.symbol) {
-            (None, None, None, None, None) => Ok(Target::Only),
-            (Some(name), None, None, None, None) => Ok(Target::Interface(named("interface", name)?)),
-            (None, Some(path), None, None, None) if path == policy::OWN_CGROUP => Ok(Target::Own),
-            (None, Some(path), None, None, None) => Ok(Target::Cgroup(named("cgroup", path)?)),
-            (None, None, Some(event), None, None) => Ok(Target::Event(named("event", event)?)),
-            (None, None, None, Some(binary), Some(symbol)) => {
+        match (self.interface, self.cgroup, self.event, self.binary, self.symbol, self.function) {
+            (None, None, None, None, None, None) => Ok(Target::Only),
+            (Some(name), None, None, None, None, None) => Ok(Target::Interface(named("interface", name)?)),
+            (None, Some(path), None, None, None, None) if path == policy::OWN_CGROUP => Ok(Target::Own),
+            (None, Some(path), None, None, None, None) => Ok(Target::Cgroup(named("cgroup", path)?)),
+            (None, None, Some(event), None, None, None) => Ok(Target::Event(named("event", event)?)),
+            (None, None, None, Some(binary), Some(symbol), None) => {
                 Ok(Target::Symbol { binary: named("binary", binary)?, symbol: named("symbol", symbol)? })
             }
-            _ => Err(invalid("target: set interface, or cgroup, or event, or binary and symbol")),
+            (None, None, None, None, None, Some(name)) => Ok(Target::Function(named("function", name)?)),
+            _ => {
+                Err(invalid("target: set interface, or cgroup, or event, or binary and symbol, or function"))
+            }
         }
     }
 }

@@ -23,6 +23,8 @@ pub enum Target {
         /// The function, as in the policy.
         symbol: String,
     },
+    /// A function of the kernel, for fentry, fexit and kprobe programs.
+    Function(String),
 }
 
 /// The fields of the interface's type `Target`.
@@ -38,6 +40,8 @@ pub(crate) struct WireTarget<'a> {
     binary: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     symbol: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    function: Option<&'a str>,
 }
 
 impl<'a> From<&'a Target> for WireTarget<'a> {
@@ -49,6 +53,7 @@ impl<'a> From<&'a Target> for WireTarget<'a> {
             Target::Uprobe { binary, symbol } => {
                 Self { binary: Some(binary), symbol: Some(symbol), ..Self::default() }
             }
+            Target::Function(name) => Self { function: Some(name), ..Self::default() },
         }
     }
 }
@@ -60,12 +65,12 @@ const OWN_CGROUP: &str = "own";
 ///
 /// | written | means |
 /// |---|---|
-/// | `eth0` | an interface; the event of that name if the program is a raw tracepoint |
+/// | `eth0` | an interface; the event or function of that name if the program is for such |
 /// | `own` | for a program of cgroups, the cgroup of the client's own unit |
 /// | `sched:sched_process_exec` | an event |
 /// | `/sys/fs/cgroup/web` | a cgroup |
 /// | `/usr/bin/bash:readline` | a uprobe: what follows the last colon is the symbol |
-/// | `interface:`, `cgroup:/`, `event:`, `uprobe:/` in front | exactly that |
+/// | `interface:`, `cgroup:/`, `event:`, `uprobe:/`, `function:` in front | exactly that |
 ///
 /// `cgroup:` is a prefix only before a slash, and in `cgroup:own`, the cgroup of the client's own unit:
 /// `cgroup:cgroup_mkdir` is a tracepoint.
@@ -73,7 +78,7 @@ const OWN_CGROUP: &str = "own";
 pub enum TargetWord {
     /// What it is can be seen from how it is written.
     Clear(Target),
-    /// An interface or the name of a raw tracepoint.
+    /// An interface, the name of a raw tracepoint, or a function of the kernel.
     Bare(String),
 }
 
@@ -85,6 +90,9 @@ impl TargetWord {
         match self {
             Self::Clear(target) => target.clone(),
             Self::Bare(word) if kind.starts_with("raw_tracepoint") => Target::Event(word.clone()),
+            Self::Bare(word) if matches!(kind, "fentry" | "fexit" | "kprobe") => {
+                Target::Function(word.clone())
+            }
             Self::Bare(word) if kind.starts_with("cgroup") => Target::Cgroup(word.clone()),
             Self::Bare(word) => Target::Interface(word.clone()),
         }
@@ -106,6 +114,7 @@ impl FromStr for TargetWord {
                 clear(Target::Cgroup(path.to_owned()))
             }
             Some(("uprobe", rest)) => clear(uprobe(rest)?),
+            Some(("function", name)) => clear(Target::Function(named("function", name)?)),
             Some(_) if word.starts_with('/') => clear(uprobe(word)?),
             Some((category, name)) => {
                 named("category", category)?;
@@ -138,6 +147,7 @@ impl fmt::Display for Target {
             Self::Cgroup(path) => write!(f, "cgroup:{path}"),
             Self::Event(name) => write!(f, "event:{name}"),
             Self::Uprobe { binary, symbol } => write!(f, "uprobe:{binary}:{symbol}"),
+            Self::Function(name) => write!(f, "function:{name}"),
         }
     }
 }
@@ -167,6 +177,7 @@ mod tests {
         assert_eq!(clear("cgroup:cgroup_mkdir"), Target::Event("cgroup:cgroup_mkdir".into()));
         assert_eq!(clear("event:sched_process_exec"), Target::Event("sched_process_exec".into()));
         assert_eq!(clear("event:sched:x"), Target::Event("sched:x".into()));
+        assert_eq!(clear("function:cap_capable"), Target::Function("cap_capable".into()));
     }
 
     #[test]
@@ -174,20 +185,25 @@ mod tests {
         let word: TargetWord = "sched_switch".parse().unwrap();
         assert_eq!(word.for_program("raw_tracepoint"), Target::Event("sched_switch".into()));
         assert_eq!(word.for_program("xdp"), Target::Interface("sched_switch".into()));
+        for kind in ["fentry", "fexit", "kprobe"] {
+            assert_eq!(word.for_program(kind), Target::Function("sched_switch".into()));
+        }
         let word: TargetWord = "interface:lo".parse().unwrap();
         assert_eq!(word.for_program("raw_tracepoint"), Target::Interface("lo".into()));
     }
 
     #[test]
     fn what_says_nothing_is_refused() {
-        for word in ["", "interface:", "event:", "uprobe:", "uprobe:bash:x", "/bin/bash:", "a:", ":b"] {
+        for word in
+            ["", "interface:", "event:", "function:", "uprobe:", "uprobe:bash:x", "/bin/bash:", "a:", ":b"]
+        {
             assert!(word.parse::<TargetWord>().is_err(), "{word}");
         }
     }
 
     #[test]
     fn what_is_displayed_reads_back() {
-        for word in ["interface:eth0", "cgroup:/a/b", "event:a:b", "event:a", "uprobe:/b:c"] {
+        for word in ["interface:eth0", "cgroup:/a/b", "event:a:b", "event:a", "uprobe:/b:c", "function:f"] {
             assert_eq!(clear(word).to_string(), word);
         }
     }

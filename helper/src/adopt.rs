@@ -111,6 +111,10 @@ impl State {
         if let Some((_, why)) = same.iter().find(|(same, _)| !same) {
             return Err((*why).to_owned());
         }
+        if let Some((_, name)) = new.kernel_functions().find(|(_, name)| !self.inventory.functions.has(name))
+        {
+            return Err(format!("function {name} was not looked up at the start"));
+        }
         for (name, object) in &new.objects {
             let before = old.objects.get(name).filter(|before| before.path == object.path);
             let copied = self.inventory.objects.get(name).and_then(|opened| opened.as_ref().ok());
@@ -136,9 +140,13 @@ impl State {
                         .iter()
                         .find(|event| !self.inventory.tracepoints.contains_key(event))
                         .map(ToString::to_string),
-                    Hook::Xdp { .. } | Hook::Tcx { .. } | Hook::RawTracepoint { .. } | Hook::SocketFilter => {
-                        None
-                    }
+                    Hook::Xdp { .. }
+                    | Hook::Tcx { .. }
+                    | Hook::RawTracepoint { .. }
+                    | Hook::SocketFilter
+                    | Hook::Fentry { .. }
+                    | Hook::Fexit { .. }
+                    | Hook::Kprobe { .. } => None,
                 };
                 if let Some(missing) = missing {
                     return Err(format!("{missing} was not opened at the start"));

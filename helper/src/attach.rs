@@ -58,6 +58,10 @@ impl Way {
             Hook::CgroupSkb { direction: Direction::Egress, .. } => (attach::CGROUP_INET_EGRESS, 0),
             Hook::Tracepoint { .. } => (attach::PERF_EVENT, 0),
             Hook::Uprobe { at_return: true, .. } => (0, uapi::UPROBE_MULTI_RETURN),
+            Hook::Fentry { .. } => (attach::TRACE_FENTRY, 0),
+            Hook::Fexit { .. } => (attach::TRACE_FEXIT, 0),
+            Hook::Kprobe { at_return: true, .. } => (attach::TRACE_KPROBE_MULTI, uapi::KPROBE_MULTI_RETURN),
+            Hook::Kprobe { .. } => (attach::TRACE_KPROBE_MULTI, 0),
             Hook::Uprobe { .. } | Hook::RawTracepoint { .. } | Hook::SocketFilter => (0, 0),
         };
         Self { attach_type, flags }
@@ -73,6 +77,8 @@ pub(crate) fn link_type(kind: Kind) -> u32 {
         Kind::RawTracepoint => link_type::RAW_TRACEPOINT,
         Kind::Tracepoint => link_type::PERF_EVENT,
         Kind::Uprobe => link_type::UPROBE_MULTI,
+        Kind::Fentry | Kind::Fexit => link_type::TRACING,
+        Kind::Kprobe => link_type::KPROBE_MULTI,
         // It has none.
         Kind::SocketFilter => 0,
     }
@@ -134,6 +140,14 @@ pub(crate) fn attach(
             let path = c_string(&format!("/proc/self/fd/{}", file.as_raw_fd()))?;
             link(&rule.program, permit.target(), bpf::uprobe_link(program, &path, &offsets, flags))
         }
+        (Hook::Fentry { .. } | Hook::Fexit { .. }, Target::Function(_)) => {
+            // Where, was said when it was loaded.
+            link(&rule.program, permit.target(), bpf::link_create(program, 0, attach_type, flags))
+        }
+        (Hook::Kprobe { .. }, Target::Function(function)) => {
+            let name = c_string(function.as_str())?;
+            link(&rule.program, permit.target(), bpf::kprobe_link(program, &[&name], flags))
+        }
         // The permit pairs hooks with their targets.
         _ => Err(missing()),
     }
@@ -168,6 +182,7 @@ fn link(program: &ProgramName, target: &Target, made: Result<OwnedFd, Errno>) ->
     made.map(Attached::from).map_err(|errno| {
         let hint = match errno {
             Errno::EBUSY | Errno::EEXIST => "; another program is attached there",
+            Errno::ESRCH => "; the kernel has no such function, or none that can be traced",
             Errno::EINVAL | Errno::EOPNOTSUPP => "; this kernel or this driver cannot do it",
             _ => "",
         };

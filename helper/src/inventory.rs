@@ -2,6 +2,7 @@
 //! opened is kept as the refusal that a request for it gets; what is opened stays as it is, whatever happens to
 //! the path afterwards.
 
+use crate::functions::Functions;
 use bpfgate_bpf::{self as bpf, PossibleCpus};
 use bpfgate_lockdown::{Fatal, Step};
 use bpfgate_protocol::identity::{Asker, Units};
@@ -69,6 +70,8 @@ pub(crate) struct Inventory {
     pub(crate) binaries: BTreeMap<AbsolutePath, Opened<OwnedFd>>,
     /// Perf events that no program is attached to.
     pub(crate) tracepoints: BTreeMap<EventName, Opened<Vec<OwnedFd>>>,
+    /// Functions of the kernel.
+    pub(crate) functions: Functions,
     /// A socket of the network namespace that links are made in.
     pub(crate) network: OwnedFd,
     /// Which network namespace that is: links to interfaces are of one.
@@ -90,6 +93,7 @@ impl Inventory {
             cgroups: BTreeMap::new(),
             binaries: BTreeMap::new(),
             tracepoints: BTreeMap::new(),
+            functions: Functions::look_up(policy),
             network,
             network_id: network_id(policy)?,
             units: Units::open_for(policy, Asker::Helper),
@@ -137,8 +141,14 @@ impl Inventory {
                     self.tracepoints.insert(event.clone(), told(policy, line, opened));
                 }
             }
-            // Resolved when they are attached to: an interface may come later.
-            Hook::Xdp { .. } | Hook::Tcx { .. } | Hook::RawTracepoint { .. } | Hook::SocketFilter => {}
+            // Resolved when they are attached to: an interface may come later. Functions are looked up all at once.
+            Hook::Xdp { .. }
+            | Hook::Tcx { .. }
+            | Hook::RawTracepoint { .. }
+            | Hook::SocketFilter
+            | Hook::Fentry { .. }
+            | Hook::Fexit { .. }
+            | Hook::Kprobe { .. } => {}
         }
     }
 }

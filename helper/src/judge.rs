@@ -29,7 +29,8 @@ pub(crate) fn judge(
     let policy = &state.policy;
     let object = instance.object.clone();
     instance.programs.retain(|program| {
-        let named = policy.still_names(&object, &program.info.name, program.info.hook);
+        let named =
+            policy.still_names(&object, &program.info.name, program.info.hook, program.function.as_ref());
         if !named {
             revoked.push(format!("program {} of instance {}", program.info.name, id.0));
         }

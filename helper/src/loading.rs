@@ -2,12 +2,13 @@
 //! made. The loader is believed nothing: it says which of the permitted programs it means, and everything
 //! else is read from the bytes it sent.
 
+use crate::inventory::Inventory;
 use crate::loader::Loader;
 use crate::maps::{Issued, Map};
-use bpfgate_bpf::{self as bpf, PossibleCpus};
+use bpfgate_bpf as bpf;
 use bpfgate_protocol::authorize::LoadPermit;
-use bpfgate_protocol::functions;
-use bpfgate_protocol::inspect::{self, INSN};
+use bpfgate_protocol::functions::Function;
+use bpfgate_protocol::inspect::{self, Call, INSN};
 use bpfgate_protocol::messages::Bulk;
 use bpfgate_protocol::messages::loader::{
     FromLoader, Handle, LogWanted, MapCreate, ProgLoad, Purpose, ToLoader,
@@ -42,7 +43,7 @@ pub(crate) struct Loaded {
     pub(crate) maps: Vec<Map>,
     pub(crate) map_bytes: u64,
     /// Functions that its programs call and that need a grant.
-    pub(crate) functions: BTreeSet<u32>,
+    pub(crate) functions: BTreeSet<Function>,
 }
 
 /// A load that failed, with the verifier's log.
@@ -66,13 +67,13 @@ enum Held {
 struct Transaction<'a> {
     permit: &'a LoadPermit,
     budget: Budget,
-    cpus: PossibleCpus,
+    inventory: &'a Inventory,
     held: Vec<Held>,
     programs: Vec<Option<OwnedFd>>,
     maps: u32,
     map_bytes: u64,
     btf_left: usize,
-    functions: RefCell<BTreeSet<u32>>,
+    functions: RefCell<BTreeSet<Function>>,
     /// The newest reason why libbpf will fail; it knows only an errno.
     refusal: Option<Refusal>,
 }
@@ -82,7 +83,7 @@ pub(crate) fn load(
     permit: &LoadPermit,
     object: BorrowedFd<'_>,
     budget: Budget,
-    cpus: PossibleCpus,
+    inventory: &Inventory,
 ) -> Result<Loaded, Failed> {
     let programs = permit.plan();
     if programs.len() > budget.programs as usize {
@@ -92,10 +93,14 @@ pub(crate) fn load(
         ))
         .into());
     }
+    // Before the loader looks for it, and says so in the words of libbpf.
+    for name in permit.programs().filter_map(|rule| rule.hook.bound_to()) {
+        inventory.functions.number(name)?;
+    }
     let mut transaction = Transaction {
         permit,
         budget,
-        cpus,
+        inventory,
         held: Vec::new(),
         programs: programs.iter().map(|_| None).collect(),
         maps: 0,
@@ -229,7 +234,7 @@ impl Transaction<'_> {
 
     fn check_map(&self, map: &MapCreate) -> Result<u64, Refusal> {
         const ARRAY: u32 = 2;
-        let bytes = inspect::check_map(map, self.cpus.get())?;
+        let bytes = inspect::check_map(map, self.inventory.cpus.get())?;
         let limits = self.permit.policy().limits;
         let quota = |what: String| Err(Refusal::quota(what));
         if self.is_full() {
@@ -287,22 +292,23 @@ impl Transaction<'_> {
         let purpose = load.purpose;
         let bulk = std::mem::replace(&mut load.bulk, Bulk::empty());
         let len = bulk.len();
-        let checked = self.check_program(&load, len).and_then(|()| {
+        let checked = self.check_program(&load, len).and_then(|function| {
             let mut bytes = bulk
                 .unpack(fd, inspect::MAX_PROGRAM)
                 .map_err(|_| Refusal::object("the parts of a program do not add up"))?;
             self.check_instructions(&load, &mut bytes)?;
-            Ok(bytes)
+            Ok((bytes, function))
         });
-        let bytes = match checked {
-            Ok(bytes) => bytes,
+        let (bytes, function) = match checked {
+            Ok(checked) => checked,
             Err(refusal) => return self.refuse(purpose, refusal, libc::EPERM),
         };
         let (insns, rest) = bytes.split_at(load.parts.0 as usize);
         let (funcs, lines) = rest.split_at(load.parts.1 as usize);
         let mut log = if load.log == LogWanted::Yes { vec![0; MAX_LOG] } else { Vec::new() };
         let wanted = (load.log == LogWanted::Yes).then_some(log.as_mut_slice());
-        match (bpf::prog_load(&load, [insns, funcs, lines], self.btf(load.btf), wanted), purpose) {
+        let made = bpf::prog_load(&load, function, [insns, funcs, lines], self.btf(load.btf), wanted);
+        match (made, purpose) {
             (Ok(fd), Purpose::Object(index)) => {
                 // check_program has seen that there is such a place.
                 self.programs[index as usize] = Some(fd);
@@ -314,10 +320,14 @@ impl Transaction<'_> {
         }
     }
 
-    fn check_program(&self, load: &ProgLoad, len: usize) -> Result<(), Refusal> {
+    /// Gives the number of the function that the program is for, 0 for none: from the policy, not from the loader.
+    fn check_program(&self, load: &ProgLoad, len: usize) -> Result<u32, Refusal> {
         match load.purpose {
-            Purpose::Probe => inspect::check_probe(load, len),
-            Purpose::Object(index) => inspect::check_program(self.permit, index, load, len).map(drop),
+            Purpose::Probe => inspect::check_probe(load, len).map(|()| 0),
+            Purpose::Object(index) => {
+                let rule = inspect::check_program(self.permit, index, load, len)?;
+                rule.hook.bound_to().map_or(Ok(0), |name| self.inventory.functions.number(name))
+            }
         }
     }
 
@@ -328,14 +338,16 @@ impl Transaction<'_> {
         };
         debug_assert!(insns.len().is_multiple_of(INSN));
         let slots = match load.purpose {
-            Purpose::Probe => inspect::scan(insns, inspect::probe_function)?,
-            Purpose::Object(_) => inspect::scan(insns, |id| {
-                inspect::function(self.permit, id)?;
-                if functions::needs_grant(id).is_some() {
-                    self.functions.borrow_mut().insert(id);
+            Purpose::Probe => inspect::scan(insns, inspect::probe_call)?,
+            Purpose::Object(_) => {
+                // The loader's word, for the sake of a name in the answer; the instructions have numbers.
+                for name in &load.kfuncs {
+                    let function = Function::Kernel(name.clone());
+                    inspect::granted(self.permit.object(), self.permit.rules(), &function)?;
+                    self.inventory.functions.number(name)?;
                 }
-                Ok(())
-            })?,
+                inspect::scan(insns, |call| self.allow(call))?
+            }
         };
         for slot in slots {
             match self.held.get(place(slot.handle)) {
@@ -347,6 +359,28 @@ impl Transaction<'_> {
                     )));
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Whether the policy lets programs of this object call this; what needed its grant is kept in mind.
+    fn allow(&self, call: Call) -> Result<(), Refusal> {
+        let (object, rules) = (self.permit.object(), self.permit.rules());
+        let function = match call {
+            Call::Helper(id) => Function::Helper(id),
+            Call::Kernel(number) => {
+                let name = self.inventory.functions.name(number).ok_or_else(|| {
+                    let why = format!(
+                        "the program calls function {number} of the kernel's BTF; the policy must name it: [objects.{object}.helpers] kfuncs"
+                    );
+                    Refusal::object(why).by_line(rules.line)
+                })?;
+                Function::Kernel(name.clone())
+            }
+        };
+        inspect::granted(object, rules, &function)?;
+        if function.needs_grant().is_some() {
+            self.functions.borrow_mut().insert(function);
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ mod adopt;
 mod attach;
 mod boot;
 mod entrance;
+mod functions;
 mod inventory;
 mod judge;
 mod loader;

@@ -9,7 +9,7 @@ use crate::judge::{Origin, judge};
 use crate::maps::{Issued, Map};
 use crate::state::{Instance, Link, Program, State};
 use crate::store::{
-    InstanceRecord, LinkRecord, RECORD, Record, Versioned, link_name, map_name, program_name,
+    Granted, InstanceRecord, LinkRecord, RECORD, Record, Versioned, link_name, map_name, program_name,
 };
 use bpfgate_bpf::Description;
 use bpfgate_lockdown::Fatal;
@@ -76,7 +76,7 @@ struct Pool(BTreeMap<String, Vec<Kept>>);
 
 impl Pool {
     /// The newest record that can be read, and its number.
-    fn record(&mut self) -> Option<(u64, Record)> {
+    fn record(&mut self) -> Option<(u64, Record<Granted>)> {
         let mut newest = None;
         for (name, all) in &self.0 {
             let Some(number) = name
@@ -115,7 +115,7 @@ impl Pool {
     }
 }
 
-fn read(file: &OwnedFd) -> Result<Record, String> {
+fn read(file: &OwnedFd) -> Result<Record<Granted>, String> {
     let mut bytes = vec![0; MAX_MESSAGE + 1];
     let mut len = 0;
     while len < bytes.len() {
@@ -126,7 +126,7 @@ fn read(file: &OwnedFd) -> Result<Record, String> {
             Err(error) => return Err(error.desc().to_owned()),
         }
     }
-    let Versioned::V1(record) = codec::decode(&bytes[..len]).map_err(|e| e.to_string())?;
+    let record = codec::decode(&bytes[..len]).map(Versioned::record).map_err(|e| e.to_string())?;
     let numbers = record.instances.iter().map(|instance| instance.id.0);
     let links = record.instances.iter().flat_map(|instance| &instance.links).map(|link| link.info.id.0);
     let sane =
@@ -194,18 +194,21 @@ pub(crate) fn restore(state: &mut State, kept: Vec<Kept>) -> Result<(), Fatal> {
 }
 
 /// An instance as far as it has come back, and whether all of its maps have.
-fn instance(pool: &mut Pool, entry: InstanceRecord, policy: &Policy) -> (Instance, bool) {
-    let InstanceRecord { id, object, digest, map_bytes, functions, globals, programs, maps, links } = entry;
+fn instance(pool: &mut Pool, entry: InstanceRecord<Granted>, policy: &Policy) -> (Instance, bool) {
+    let InstanceRecord { id, object, digest, map_bytes, granted, globals, programs, maps, links } = entry;
+    let Granted { functions, mut bound } = granted;
     let numbers: BTreeMap<ProgramName, u32> =
         programs.iter().map(|(info, number)| (info.name.clone(), *number)).collect();
     let map_count = maps.len();
     let programs: Vec<Program> = programs
         .into_iter()
-        .filter(|(info, _)| policy.still_names(&object, &info.name, info.hook))
+        .filter(|(info, _)| policy.still_names(&object, &info.name, info.hook, bound.get(&info.name)))
+        .collect::<Vec<_>>()
+        .into_iter()
         .filter_map(|(info, number)| {
             let is = |got: &Description| got.id == number && got.kind == info.hook.row().prog_type;
             let Kept { fd, .. } = pool.claim(&program_name(id, &info.name), Kind::Program, is)?;
-            Some(Program { info, fd })
+            Some(Program { function: bound.remove(&info.name), info, fd })
         })
         .collect();
     let maps: Vec<Map> = maps

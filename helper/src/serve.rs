@@ -264,17 +264,16 @@ impl State {
             None => return Err(Refusal::denied("no such object").into()),
         };
         let digest = approved.digest;
-        let loaded =
-            loading::load(&mut self.loader, load, approved.copy.as_fd(), budget, self.inventory.cpus)?;
-        let kind = |name: &ProgramName| {
-            load.programs().find(|rule| rule.program == *name).map(|rule| rule.hook.kind())
-        };
+        let loaded = loading::load(&mut self.loader, load, approved.copy.as_fd(), budget, &self.inventory)?;
+        let hook =
+            |name: &ProgramName| load.programs().find(|rule| rule.program == *name).map(|rule| &rule.hook);
         let programs: Vec<Program> = loaded
             .programs
             .into_iter()
             .filter_map(|(name, fd)| {
-                let info = ProgramInfo { hook: kind(&name)?, fd: load.program_fd(&name), name };
-                Some(Program { info, fd })
+                let hook = hook(&name)?;
+                let info = ProgramInfo { hook: hook.kind(), fd: load.program_fd(&name), name };
+                Some(Program { info, function: hook.bound_to().cloned(), fd })
             })
             .collect();
         let instance = Instance {

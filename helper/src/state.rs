@@ -9,13 +9,14 @@ use crate::maps::Map;
 use crate::pace::Pace;
 use crate::store::{self, Store};
 use bpfgate_protocol::authorize::{AttachPermit, Permit};
+use bpfgate_protocol::functions::Function;
 use bpfgate_protocol::hooks::Kind;
 use bpfgate_protocol::identity::Peer;
 use bpfgate_protocol::messages::helper::{
     Global, InstanceInfo, LinkInfo, MapInfo, Outcome, ProgramInfo, Target,
 };
 use bpfgate_protocol::messages::{InstanceId, LinkId, SessionId};
-use bpfgate_protocol::names::{AppName, MapName, ObjectName, ProgramName};
+use bpfgate_protocol::names::{AppName, FunctionName, MapName, ObjectName, ProgramName};
 use bpfgate_protocol::policy::{Access, Policy};
 use bpfgate_protocol::refusal::Refusal;
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,13 +63,15 @@ pub(crate) struct Instance {
     pub(crate) map_bytes: u64,
     pub(crate) links: Vec<Link>,
     /// Functions that its programs call by grant of the policy.
-    pub(crate) functions: BTreeSet<u32>,
+    pub(crate) functions: BTreeSet<Function>,
     /// What globals were set to.
     pub(crate) globals: Vec<Global>,
 }
 
 pub(crate) struct Program {
     pub(crate) info: ProgramInfo,
+    /// The function of the kernel that it was loaded for.
+    pub(crate) function: Option<FunctionName>,
     pub(crate) fd: OwnedFd,
 }
 

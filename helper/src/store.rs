@@ -9,49 +9,82 @@ use crate::attach::Way;
 use crate::state::{Instance, State};
 use bpfgate_lockdown::{Fatal, Step};
 use bpfgate_protocol::codec;
+use bpfgate_protocol::functions::Function;
 use bpfgate_protocol::hex;
 use bpfgate_protocol::messages::helper::{Global, LinkInfo, ProgramInfo};
 use bpfgate_protocol::messages::{InstanceId, LinkId};
-use bpfgate_protocol::names::{MapName, ObjectName, ProgramName};
+use bpfgate_protocol::names::{FunctionName, MapName, ObjectName, ProgramName};
 use bpfgate_protocol::policy::object::sealed;
 use bpfgate_protocol::refusal::Refusal;
 use bpfgate_systemd::manager::Manager;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 /// A record as it is written: a later version of this program reads those of earlier ones.
 #[derive(Serialize, Deserialize)]
 pub(crate) enum Versioned {
-    V1(Record),
+    V1(Record<BTreeSet<u32>>),
+    V2(Record<Granted>),
 }
 
-/// What is kept, besides descriptors.
+impl Versioned {
+    /// As it would be written now.
+    pub(crate) fn record(self) -> Record<Granted> {
+        match self {
+            Self::V1(Record { last_instance, last_link, network, instances }) => {
+                let instances = instances.into_iter().map(InstanceRecord::from).collect();
+                Record { last_instance, last_link, network, instances }
+            }
+            Self::V2(record) => record,
+        }
+    }
+}
+
+/// What the policy had to say for an instance.
 #[derive(Serialize, Deserialize)]
-pub(crate) struct Record {
+pub(crate) struct Granted {
+    /// Functions that need a grant.
+    pub(crate) functions: BTreeSet<Function>,
+    /// Of programs that are for one function of the kernel: which.
+    pub(crate) bound: BTreeMap<ProgramName, FunctionName>,
+}
+
+/// What is kept, besides descriptors. `G` is what the policy had to say for an instance.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Record<G> {
     /// Numbers that were given already.
     pub(crate) last_instance: u64,
     pub(crate) last_link: u64,
     /// Links to interfaces are of this network namespace.
     pub(crate) network: (u64, u64),
-    pub(crate) instances: Vec<InstanceRecord>,
+    pub(crate) instances: Vec<InstanceRecord<G>>,
 }
 
 #[derive(Serialize, Deserialize)]
-pub(crate) struct InstanceRecord {
+pub(crate) struct InstanceRecord<G> {
     pub(crate) id: InstanceId,
     pub(crate) object: ObjectName,
     /// Of the file that it was loaded from.
     pub(crate) digest: [u8; 32],
     pub(crate) map_bytes: u64,
-    /// What the policy had to allow for it: functions that need a grant, and values of globals.
-    pub(crate) functions: BTreeSet<u32>,
+    pub(crate) granted: G,
+    /// What globals were set to.
     pub(crate) globals: Vec<Global>,
     /// Each with the kernel's number for it: a descriptor of this name has to be just that.
     pub(crate) programs: Vec<(ProgramInfo, u32)>,
     pub(crate) maps: Vec<(MapName, u32)>,
     pub(crate) links: Vec<LinkRecord>,
+}
+
+impl From<InstanceRecord<BTreeSet<u32>>> for InstanceRecord<Granted> {
+    fn from(old: InstanceRecord<BTreeSet<u32>>) -> Self {
+        let InstanceRecord { id, object, digest, map_bytes, granted, globals, programs, maps, links } = old;
+        let functions = granted.into_iter().map(Function::Helper).collect();
+        let granted = Granted { functions, bound: BTreeMap::new() };
+        Self { id, object, digest, map_bytes, granted, globals, programs, maps, links }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -115,12 +148,13 @@ impl State {
         self.policy.keep.is_persistent() && self.store.manager.is_there()
     }
 
-    fn record(&self) -> Result<Record, nix::errno::Errno> {
+    fn record(&self) -> Result<Record<Granted>, nix::errno::Errno> {
         fn number(fd: &OwnedFd) -> Result<u32, nix::errno::Errno> {
             bpfgate_bpf::describe(fd.as_fd()).map(|object| object.id)
         }
         let instance = |(id, instance): (&InstanceId, &Instance)| {
             let programs = instance.programs.iter();
+            let bound = programs.clone().filter_map(|p| Some((p.info.name.clone(), p.function.clone()?)));
             let links = instance.links.iter().map(|link| {
                 let (info, way, shared) = (link.info.clone(), link.way, link.shared);
                 Ok(LinkRecord { info, way, shared, number: number(link.fd())? })
@@ -130,7 +164,7 @@ impl State {
                 object: instance.object.clone(),
                 digest: instance.digest,
                 map_bytes: instance.map_bytes,
-                functions: instance.functions.clone(),
+                granted: Granted { functions: instance.functions.clone(), bound: bound.collect() },
                 globals: instance.globals.clone(),
                 programs: programs.map(|p| Ok((p.info.clone(), number(&p.fd)?))).collect::<Result<_, _>>()?,
                 maps: instance
@@ -156,7 +190,7 @@ impl State {
         }
         let record =
             self.record().map_err(|errno| Refusal::kernel("BPF_OBJ_GET_INFO_BY_FD", errno as i32))?;
-        self.store.put(&Versioned::V1(record)).map_err(|error| failed(&error))
+        self.store.put(&Versioned::V2(record)).map_err(|error| failed(&error))
     }
 
     /// Has what is there under these names kept, and then the record that names it.

@@ -20,11 +20,9 @@ mod worker;
 mod wrap;
 
 use bpfgate_lockdown::{Fatal, Step, capabilities, files, process};
+use bpfgate_protocol::btf;
 use bpfgate_protocol::channel::Channel;
 use std::path::Path;
-
-/// The only file that libbpf may open by path.
-const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 
 fn main() {
     let describe = std::env::args_os().skip(1).eq(["--describe"]);
@@ -44,8 +42,9 @@ fn run() -> Result<(), Fatal> {
     capabilities::keep_only(&[], None)?;
     report::check_version()?;
     let alone = process::single_thread()?;
-    let kernel_btf = [files::Allow::File(Path::new(KERNEL_BTF))];
-    let allow = if Path::new(KERNEL_BTF).exists() { &kernel_btf[..] } else { &[] };
+    // The only file that libbpf may open by path.
+    let kernel_btf = [files::Allow::File(Path::new(btf::KERNEL))];
+    let allow = if Path::new(btf::KERNEL).exists() { &kernel_btf[..] } else { &[] };
     // The helper demands what the policy demands; here whatever the kernel has is taken.
     files::restrict(allow, files::Demand::Whatever)?;
     parent::run(alone, leash, &work)

@@ -1,8 +1,10 @@
 //! One load: open the object with libbpf, refuse what it may not wish for, load what was asked for.
 
 use crate::worker::Failure;
-use crate::{report, wrap};
+use crate::wrap::Expected;
+use crate::{calls, report, wrap};
 use bpfgate_protocol::description::{Shape, Variable};
+use bpfgate_protocol::functions::Function;
 use bpfgate_protocol::hooks::type_name;
 use bpfgate_protocol::inspect::check_global;
 use bpfgate_protocol::messages::helper::Global;
@@ -13,8 +15,10 @@ use libbpf_rs::libbpf_sys as sys;
 use libbpf_rs::{AsRawLibbpf, MapCore, ObjectBuilder, OpenObject, ProgramAttachType};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use std::ffi::{CStr, CString, OsStr};
+use std::fs::File;
 use std::num::NonZero;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 /// The whole verifier log is kept up to here, in bytes; beyond it, the end of it.
 pub(crate) const MAX_LOG: usize = 1 << 20;
@@ -30,9 +34,12 @@ pub(crate) fn load(
     let _ = report::take_messages();
     log[0] = 0;
     let mut object = open(name, &file, log)?;
-    drop(file);
     refuse_wishes(&object)?;
-    wrap::begin(select(&mut object, plan)?);
+    let mut expected = select(&mut object, plan)?;
+    if kernel_symbols(&object).next().is_some() {
+        name_kfuncs(&mut expected, plan, file)?;
+    }
+    wrap::begin(expected);
     set_globals(&mut object, globals)?;
     let loaded = object.load().map_err(|error| failed(&error, log))?;
     let mut maps = Vec::new();
@@ -85,7 +92,7 @@ pub(crate) fn open(name: &ObjectName, file: &OwnedFd, log: &mut [u8]) -> Result<
     }
 }
 
-/// Refuses what an object may wish for and a policy cannot allow: pinned maps, configuration and symbols of the kernel.
+/// Refuses what an object may wish for and a policy cannot allow: pinned maps, configuration and variables of the kernel.
 #[allow(unsafe_code)]
 pub(crate) fn refuse_wishes(object: &OpenObject) -> Result<(), Failure> {
     for map in object.maps() {
@@ -103,21 +110,26 @@ pub(crate) fn refuse_wishes(object: &OpenObject) -> Result<(), Failure> {
             ));
         }
     }
-    // SAFETY: the object is alive; its BTF, if any, lives as long; the name is a C string.
-    let symbols = unsafe {
-        let btf = sys::bpf_object__btf(object.as_libbpf_object().as_ptr());
-        !btf.is_null() && sys::btf__find_by_name_kind(btf, c".ksyms".as_ptr(), sys::BTF_KIND_DATASEC) > 0
-    };
-    if symbols {
-        return Err(Failure::object(
-            "the object refers to functions or variables of the kernel (__ksym), which no policy can allow yet",
-        ));
+    match kernel_symbols(object).find(|name| name != KERNEL_FUNCTION) {
+        Some(name) => Err(Failure::object(format!(
+            "the object refers to variable {name} of the kernel (__ksym), which no policy can allow"
+        ))),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// What libbpf calls every function of the kernel among the symbols, once it has opened an object.
+/// Source: libbpf 1.7, src/libbpf.c, `add_dummy_ksym_var`.
+const KERNEL_FUNCTION: &str = "dummy_ksym";
+
+/// Symbols of the kernel that the object wants: functions and variables.
+fn kernel_symbols(object: &OpenObject) -> impl Iterator<Item = String> {
+    let all = variables(object).into_iter().map(|(variable, _)| variable);
+    all.filter(|variable| variable.section == ".ksyms").map(|variable| variable.name)
 }
 
 /// Switches on the programs of the plan and off all others; gives what the kernel will be asked for, in order.
-fn select(object: &mut OpenObject, plan: &[ProgramPlan]) -> Result<Vec<(String, u32)>, Failure> {
+fn select(object: &mut OpenObject, plan: &[ProgramPlan]) -> Result<Vec<Expected>, Failure> {
     let mut expected = Vec::new();
     for mut program in object.progs_mut() {
         let name = program.name().to_string_lossy().into_owned();
@@ -136,8 +148,15 @@ fn select(object: &mut OpenObject, plan: &[ProgramPlan]) -> Result<Vec<(String, 
             return Err(Failure::object(why));
         }
         program.set_attach_type(ProgramAttachType::from(plan.expected_attach_type));
+        if let Some(function) = &plan.function {
+            // Else libbpf would take the one that stands in the section.
+            program.set_attach_target(0, Some(function.to_string())).map_err(|error| {
+                let said = report::take_messages();
+                Failure::object(format!("program {name} cannot be for function {function}: {error}; {said}"))
+            })?;
+        }
         let place = u32::try_from(place).map_err(|_| Failure::object("too many programs"))?;
-        expected.push((name.chars().take(15).collect(), place));
+        expected.push(Expected { name: name.chars().take(15).collect(), place, kfuncs: Vec::new() });
     }
     for program in plan {
         if !object.progs().any(|p| p.name() == OsStr::new(program.name.as_str())) {
@@ -145,6 +164,32 @@ fn select(object: &mut OpenObject, plan: &[ProgramPlan]) -> Result<Vec<(String, 
         }
     }
     Ok(expected)
+}
+
+/// Finds out which functions of the kernel each program calls: libbpf tells only their numbers.
+fn name_kfuncs(expected: &mut [Expected], plan: &[ProgramPlan], file: OwnedFd) -> Result<(), Failure> {
+    let file = File::from(file);
+    let size = file.metadata().map_or(0, |data| data.len());
+    let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
+    // Not from where it was read last: the helper's descriptor and that of the load before are the same file.
+    file.read_exact_at(&mut bytes, 0)
+        .map_err(|error| Failure::object(format!("reading the object: {error}")))?;
+    let mut calls = calls::of_programs(&bytes)
+        .map_err(|error| Failure::object(format!("the instructions of the object: {error}")))?;
+    for program in expected {
+        let name = plan[program.place as usize].name.as_str();
+        let (called, refused) = calls.remove(name).unwrap_or_default();
+        if let Some(why) = refused {
+            return Err(Failure::object(format!("program {name}: {why}")));
+        }
+        let kfuncs = called.into_iter().filter_map(|function| match function {
+            Function::Kernel(name) => Some(name),
+            Function::Helper(_) => None,
+        });
+        // So that they fit into a message.
+        program.kfuncs = kfuncs.take(64).collect();
+    }
+    Ok(())
 }
 
 /// Writes values to variables of `.rodata`, found by the object's own type information.

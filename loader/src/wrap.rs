@@ -15,6 +15,7 @@ use bpfgate_protocol::messages::Bulk;
 use bpfgate_protocol::messages::loader::{
     FromLoader, Handle, LogWanted, MapCreate, ProgLoad, Purpose, ToLoader,
 };
+use bpfgate_protocol::names::FunctionName;
 use nix::fcntl::{FcntlArg, fcntl};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -25,11 +26,21 @@ use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 struct State {
     channel: Channel,
     handles: HashMap<RawFd, Handle>,
-    /// Names of the programs of this load that are not loaded yet, cut to what the kernel takes; with their place in
-    /// the plan, in the order of the object, which is the order that libbpf loads them in.
-    expected: Vec<(String, u32)>,
+    /// The programs of this load that are not loaded yet, in the order of the object, which is the order that libbpf
+    /// loads them in.
+    expected: Vec<Expected>,
     /// Probes that were answered: libbpf repeats one of them for every object.
     probes: Vec<(ProbeKey, i32)>,
+}
+
+/// A program that libbpf will ask for.
+pub(crate) struct Expected {
+    /// Its name, cut to what the kernel takes.
+    pub(crate) name: String,
+    /// Its place in the plan.
+    pub(crate) place: u32,
+    /// Functions of the kernel that it calls.
+    pub(crate) kfuncs: Vec<FunctionName>,
 }
 
 type ProbeKey = (u32, u32, String, Vec<u8>);
@@ -57,7 +68,7 @@ pub(crate) fn send(message: &FromLoader, fd: Option<BorrowedFd<'_>>) -> Result<(
 }
 
 /// A load begins: these programs will be asked for, in this order.
-pub(crate) fn begin(expected: Vec<(String, u32)>) {
+pub(crate) fn begin(expected: Vec<Expected>) {
     with(|state| {
         state.handles.clear();
         state.expected = expected;
@@ -231,7 +242,8 @@ fn placeholder(handle: Handle) -> Result<RawFd, i32> {
 /// # Safety
 /// The pointers of `attr` are valid for their lengths.
 unsafe fn prog_load(attr: &ProgLoadAttr) -> Result<RawFd, i32> {
-    if attr.prog_ifindex != 0 || attr.attach_btf_id != 0 || attr.attach_prog_fd != 0 || attr.fd_array != 0 {
+    // attach_btf_id is not passed on: the helper has its own.
+    if attr.prog_ifindex != 0 || attr.attach_prog_fd != 0 || attr.fd_array != 0 {
         return Err(libc::EPERM);
     }
     let name = text(&attr.prog_name);
@@ -249,10 +261,10 @@ unsafe fn prog_load(attr: &ProgLoadAttr) -> Result<RawFd, i32> {
             CStr::from_ptr(attr.license as *const c_char).to_string_lossy().into_owned(),
         )
     };
-    let place =
-        with(|state| state.expected.iter().position(|(expected, _)| *expected == name && !name.is_empty()));
-    let purpose =
-        place.map_or(Purpose::Probe, |place| Purpose::Object(with(|state| state.expected[place].1)));
+    let place = with(|state| state.expected.iter().position(|e| e.name == name && !name.is_empty()));
+    let (purpose, kfuncs) = place.map_or((Purpose::Probe, Vec::new()), |place| {
+        with(|state| (Purpose::Object(state.expected[place].place), state.expected[place].kfuncs.clone()))
+    });
     let key = (attr.prog_type, attr.expected_attach_type, name.clone(), insns.clone());
     if purpose == Purpose::Probe
         && let Some(errno) =
@@ -274,6 +286,7 @@ unsafe fn prog_load(attr: &ProgLoadAttr) -> Result<RawFd, i32> {
         name,
         license,
         btf: if attr.prog_btf_fd == 0 { 0 } else { handle(attr.prog_btf_fd as RawFd) },
+        kfuncs,
         log,
         record_sizes: (attr.func_info_rec_size, attr.line_info_rec_size),
         parts,

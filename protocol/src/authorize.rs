@@ -5,11 +5,12 @@
 //! fields and no wire form: nothing that comes over a channel can be one.
 #![forbid(unsafe_code)]
 
+use crate::functions::Function;
 use crate::hooks::Kind;
 use crate::identity::Peer;
 use crate::messages::helper::{Global, Target};
 use crate::messages::loader::ProgramPlan;
-use crate::names::{MapName, ObjectName, ProgramName};
+use crate::names::{FunctionName, MapName, ObjectName, ProgramName};
 use crate::policy::{Access, Client, Hook, Keep, Object, Policy, ProgramRule, Right, Unit};
 use crate::refusal::Refusal;
 use std::collections::BTreeSet;
@@ -315,7 +316,7 @@ impl Policy {
         &self,
         object: &ObjectName,
         digest: &[u8; 32],
-        functions: &BTreeSet<u32>,
+        functions: &BTreeSet<Function>,
         globals: &[Global],
     ) -> bool {
         let Some(rules) = self.objects.get(object) else { return false };
@@ -329,9 +330,17 @@ impl Policy {
             })
     }
 
-    /// This program of it, as a program of this kind.
-    pub fn still_names(&self, object: &ObjectName, program: &ProgramName, kind: Kind) -> bool {
-        self.rules_of(object).iter().any(|rule| rule.program == *program && rule.hook.kind() == kind)
+    /// This program of it, as a program of this kind, for the function that it was loaded for.
+    pub fn still_names(
+        &self,
+        object: &ObjectName,
+        program: &ProgramName,
+        kind: Kind,
+        function: Option<&FunctionName>,
+    ) -> bool {
+        self.rules_of(object).iter().any(|rule| {
+            rule.program == *program && rule.hook.kind() == kind && rule.hook.bound_to() == function
+        })
     }
 
     /// The rules that attach this program of it, under this kind of hook, to this target.
@@ -424,6 +433,7 @@ impl LoadPermit {
                 name: rule.program.clone(),
                 prog_type: rule.hook.kind().row().prog_type,
                 expected_attach_type: rule.hook.expected_attach_type(),
+                function: rule.hook.bound_to().cloned(),
             })
             .collect()
     }
@@ -461,6 +471,10 @@ impl Hook {
             (Self::Uprobe { binary, symbols, .. }, Target::Symbol { binary: b, symbol }) => {
                 binary == b && symbols.contains(symbol)
             }
+            (Self::Fentry { function } | Self::Fexit { function }, Target::Function(name)) => {
+                function == name
+            }
+            (Self::Kprobe { functions, .. }, Target::Function(name)) => functions.contains(name),
             _ => false,
         }
     }
@@ -481,6 +495,8 @@ impl Hook {
                 .map(|symbol| Target::Symbol { binary: binary.clone(), symbol: symbol.clone() })
                 .collect(),
             Self::SocketFilter => Vec::new(),
+            Self::Fentry { function } | Self::Fexit { function } => vec![Target::Function(function.clone())],
+            Self::Kprobe { functions, .. } => functions.iter().cloned().map(Target::Function).collect(),
         })
     }
 }

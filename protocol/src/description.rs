@@ -2,6 +2,7 @@
 //! Nothing is decided by it. A helper looks at what libbpf really asks for.
 #![forbid(unsafe_code)]
 
+use crate::functions::Function;
 use crate::messages::loader::MapCreate;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -32,8 +33,8 @@ pub struct Program {
     pub flags: u32,
     /// Its instructions, without those of functions that it calls.
     pub instructions: u32,
-    /// Helper functions that it calls, itself or through functions of the object.
-    pub functions: BTreeSet<u32>,
+    /// Functions that it calls, itself or through functions of the object.
+    pub functions: BTreeSet<Function>,
     /// What stands in its instructions and is refused: a sentence.
     pub refused: Option<String>,
 }

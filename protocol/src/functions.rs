@@ -1,5 +1,10 @@
-//! The helper functions that a BPF program may call, by number and name, and those that need a grant.
+//! The functions that a BPF program may call: helper functions, by number and name, and those of them that need a
+//! grant; and functions of the kernel (kfuncs), by name, which all need one.
 #![forbid(unsafe_code)]
+
+use crate::names::FunctionName;
+use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// Names by number, without `bpf_`. Source: include/uapi/linux/bpf.h, `___BPF_FUNC_MAPPER`, Linux 6.18.
 /// The list is closed: new abilities come as kfuncs.
@@ -65,6 +70,45 @@ pub const BY_GRANT: [(&str, &str); 11] = [
     ("trace_printk", "writes to the trace pipe that all tracers share"),
     ("trace_vprintk", "writes to the trace pipe that all tracers share"),
 ];
+
+/// A function that is called, and may need a grant.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Function {
+    /// A helper function, by number.
+    Helper(u32),
+    /// A function of the kernel itself: a kfunc, not one of a module.
+    Kernel(FunctionName),
+}
+
+impl Function {
+    /// Whether a policy has to name it, and why: what it can do.
+    pub fn needs_grant(&self) -> Option<&'static str> {
+        match self {
+            Self::Helper(id) => needs_grant(*id),
+            Self::Kernel(_) => Some("runs code of the kernel that may act on anything"),
+        }
+    }
+
+    /// The key of `[objects.NAME.helpers]` that it is listed under.
+    pub fn key(&self) -> &'static str {
+        match self {
+            Self::Helper(_) => "allow",
+            Self::Kernel(_) => "kfuncs",
+        }
+    }
+}
+
+impl fmt::Display for Function {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Helper(id) => match name(*id) {
+                Some(name) => write!(f, "bpf_{name}"),
+                None => write!(f, "helper function number {id}"),
+            },
+            Self::Kernel(name) => name.fmt(f),
+        }
+    }
+}
 
 /// The name of helper function `id`, without `bpf_`; none for a number this build does not know.
 pub fn name(id: u32) -> Option<&'static str> {

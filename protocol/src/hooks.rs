@@ -63,6 +63,12 @@ pub enum Kind {
     Uprobe,
     /// `socket_filter`
     SocketFilter,
+    /// `fentry`
+    Fentry,
+    /// `fexit`
+    Fexit,
+    /// `kprobe`
+    Kprobe,
 }
 
 /// What is to be known of a kind. Measured on Linux 6.18: docs of the kernel do not list it.
@@ -90,7 +96,7 @@ pub struct HookRow {
 pub const XDP_HAS_FRAGS: u32 = 1 << 5;
 
 /// The table.
-pub const ROWS: [HookRow; 7] = [
+pub const ROWS: [HookRow; 10] = [
     HookRow {
         kind: Kind::Xdp,
         key: "xdp",
@@ -161,6 +167,36 @@ pub const ROWS: [HookRow; 7] = [
         flags: 0,
         since: (3, 19),
     },
+    HookRow {
+        kind: Kind::Fentry,
+        key: "fentry",
+        prog_type: 26,
+        type_name: "tracing",
+        load: &[Capability::Perfmon],
+        attach: &[],
+        flags: 0,
+        since: (5, 19),
+    },
+    HookRow {
+        kind: Kind::Fexit,
+        key: "fexit",
+        prog_type: 26,
+        type_name: "tracing",
+        load: &[Capability::Perfmon],
+        attach: &[],
+        flags: 0,
+        since: (5, 19),
+    },
+    HookRow {
+        kind: Kind::Kprobe,
+        key: "kprobe",
+        prog_type: 2,
+        type_name: "kprobe",
+        load: &[Capability::Perfmon],
+        attach: &[],
+        flags: 0,
+        since: (5, 18),
+    },
 ];
 
 impl Kind {
@@ -198,6 +234,6 @@ mod tests {
             assert_eq!(row.kind as usize, i);
             assert_eq!(Kind::from_key(row.key), Some(row.kind));
         }
-        assert_eq!(Kind::from_key("kprobe"), None);
+        assert_eq!(Kind::from_key("lsm"), None);
     }
 }

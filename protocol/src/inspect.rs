@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use crate::authorize::LoadPermit;
-use crate::functions;
+use crate::functions::{self, Function};
 use crate::hooks::{Kind, type_name};
 use crate::messages::loader::{Handle, MapCreate, ProgLoad};
 use crate::names::{GlobalName, ObjectName};
@@ -209,40 +209,44 @@ pub fn check_probe(load: &ProgLoad, len: usize) -> Result<(), Refusal> {
 /// Helper functions that probes of libbpf call: `probe_read_kernel`, `get_attach_cookie`.
 const PROBE_FUNCTIONS: [u32; 2] = [113, 174];
 
-/// Whether instructions of a probe may call helper function `id`.
-pub fn probe_function(id: u32) -> Result<(), Refusal> {
-    if PROBE_FUNCTIONS.contains(&id) {
-        Ok(())
-    } else {
-        Err(Refusal::object("a probe calls what libbpf's probes do not call"))
+/// Whether instructions of a probe may make this call.
+pub fn probe_call(call: Call) -> Result<(), Refusal> {
+    match call {
+        Call::Helper(id) if PROBE_FUNCTIONS.contains(&id) => Ok(()),
+        _ => Err(Refusal::object("a probe calls what libbpf's probes do not call")),
     }
 }
 
-/// Whether instructions of this permit's programs may call helper function `id`.
-///
-/// Errors: `Denied` (it needs a grant that the policy does not give) · `Unsupported` (no such function in this build)
-pub fn function(permit: &LoadPermit, id: u32) -> Result<(), Refusal> {
-    granted(permit.object(), permit.rules(), id)
-}
-
-/// Whether programs of this object may call helper function `id`.
+/// Whether programs of this object may call this function.
 ///
 /// Errors: `Object` (it needs a grant that the policy does not give) · `Unsupported` (no such function in this build)
-pub fn granted(object: &ObjectName, rules: &Object, id: u32) -> Result<(), Refusal> {
-    let Some(name) = functions::name(id) else {
+pub fn granted(object: &ObjectName, rules: &Object, function: &Function) -> Result<(), Refusal> {
+    if let Function::Helper(id) = function
+        && functions::name(*id).is_none()
+    {
         return Err(Refusal::unsupported(format!(
-            "the program calls helper function number {id}, which this build does not know"
+            "the program calls {function}, which this build does not know"
         )));
-    };
-    match functions::needs_grant(id) {
-        Some(what) if !rules.functions.contains(&id) => {
+    }
+    match function.needs_grant() {
+        Some(what) if !rules.functions.contains(function) => {
+            let key = function.key();
             let why = format!(
-                "the program calls bpf_{name}, which {what}; the policy must say so: [objects.{object}.helpers] allow = [\"bpf_{name}\"]"
+                "the program calls {function}, which {what}; the policy must say so: [objects.{object}.helpers] {key} = [\"{function}\"]"
             );
             Err(Refusal::object(why).by_line(rules.line))
         }
         _ => Ok(()),
     }
+}
+
+/// What an instruction calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// A helper function, by number.
+    Helper(u32),
+    /// A function of the kernel itself, by the number of its type in the kernel's BTF ([`crate::btf`]).
+    Kernel(u32),
 }
 
 /// A place in the instructions where the number of a map stands.
@@ -254,12 +258,12 @@ pub struct MapSlot {
     pub handle: Handle,
 }
 
-/// Reads every instruction: which helper functions are called (`allowed` says which may be), where maps stand.
-/// Everything else that could name a kernel object is refused: descriptors by index, types and variables of the
-/// kernel, kfuncs.
+/// Reads every instruction: which functions are called (`allowed` says which may be), where maps stand.
+/// Everything else that could name a kernel object is refused: descriptors by index, functions of modules, types and
+/// variables of the kernel.
 ///
 /// Errors: those of `allowed` · `Object` (a reference that no app may have, or instructions cut short)
-pub fn scan(insns: &[u8], allowed: impl Fn(u32) -> Result<(), Refusal>) -> Result<Vec<MapSlot>, Refusal> {
+pub fn scan(insns: &[u8], allowed: impl Fn(Call) -> Result<(), Refusal>) -> Result<Vec<MapSlot>, Refusal> {
     const LD_IMM64: u8 = 0x18;
     const CALL: u8 = 0x85;
     // Any other opcode with the call operation: class JMP or JMP32, register source.
@@ -275,12 +279,14 @@ pub fn scan(insns: &[u8], allowed: impl Fn(u32) -> Result<(), Refusal>) -> Resul
         let (code, source) = (word[0], word[1] >> 4);
         let immediate = u32::from_le_bytes([word[4], word[5], word[6], word[7]]);
         match (code, source) {
-            (CALL, 0) => allowed(immediate)?,
+            (CALL, 0) => allowed(Call::Helper(immediate))?,
             // 1: a function of the program itself.
             (CALL, 1) => {}
-            (CALL, 2) => {
-                return refuse(index, "calls a kernel function (kfunc); no policy can allow that yet");
+            // The offset is the place of a module's BTF in fd_array.
+            (CALL, 2) if word[2..4] != [0; 2] => {
+                return refuse(index, "calls a function of a kernel module, which no policy can allow");
             }
+            (CALL, 2) => allowed(Call::Kernel(immediate))?,
             (CALL, _) => return refuse(index, "is a call of an unknown kind"),
             (code, _) if OTHER_CALLS.contains(&code) => return refuse(index, "is a call of an unknown kind"),
             (LD_IMM64, _) => {
@@ -323,8 +329,8 @@ mod tests {
         [&[code, regs, 0, 0], immediate.to_le_bytes().as_slice()].concat()
     }
 
-    fn only(id: u32) -> impl Fn(u32) -> Result<(), Refusal> {
-        move |n| if n == id { Ok(()) } else { Err(Refusal::denied("function")) }
+    fn only(id: u32) -> impl Fn(Call) -> Result<(), Refusal> {
+        move |call| if call == Call::Helper(id) { Ok(()) } else { Err(Refusal::denied("function")) }
     }
 
     #[test]
@@ -336,6 +342,29 @@ mod tests {
             assert_eq!(scan(&program, only(1)).unwrap_err().class, Class::Denied);
             assert!(scan(&program, only(36)).is_ok());
         }
+    }
+
+    #[test]
+    fn functions_of_the_kernel_are_told_from_helpers_and_from_those_of_modules() {
+        let kfunc = insn(0x85, 0x20, 36);
+        assert_eq!(scan(&kfunc, only(36)).unwrap_err().class, Class::Denied, "36 is no helper here");
+        let seen = std::cell::Cell::new(None);
+        let allowed = |call| {
+            seen.set(Some(call));
+            Ok(())
+        };
+        assert!(scan(&kfunc, allowed).is_ok());
+        assert_eq!(seen.take(), Some(Call::Kernel(36)));
+        for byte in [2, 3] {
+            let mut of_module = kfunc.clone();
+            of_module[byte] = 1;
+            let refused = scan(&of_module, allowed).unwrap_err();
+            assert!(refused.why.contains("module") && seen.get().is_none(), "{refused:?}");
+        }
+        for call in [Call::Kernel(113), Call::Helper(1)] {
+            assert!(probe_call(call).is_err(), "{call:?}");
+        }
+        assert!(probe_call(Call::Helper(113)).is_ok());
     }
 
     /// What looks like a call inside of the second half of a 64-bit load is a constant, and the other way round.

@@ -9,6 +9,7 @@
 //! | [`authorize`] | the one check, run by broker (early) and helper (final) |
 //! | [`inspect`] | what the helper checks in maps and instructions before it asks the kernel |
 //! | [`description`] | what an object file holds, for people who write policies |
+//! | [`btf`] | functions of the kernel, by name |
 //! | [`hooks`] | one row per kind of program |
 //! | [`identity`] | who a connected client is, as the kernel says |
 //! | [`pidfd`] | the two questions to the kernel about a process that no library asks yet |
@@ -18,6 +19,7 @@
 
 pub mod audit;
 pub mod authorize;
+pub mod btf;
 pub mod channel;
 pub mod codec;
 pub mod description;
@@ -46,7 +48,7 @@ pub const ADMIN_SOCKET: &str = "/run/bpfgate/io.bpfgate.Admin";
 pub const DEFAULT_SOCKET: &str = "/run/bpfgate/io.bpfgate";
 
 /// The version of the inner channels; broker, helper and loader of different versions refuse each other.
-pub const INNER_VERSION: u32 = 4;
+pub const INNER_VERSION: u32 = 5;
 
 #[cfg(test)]
 mod tests {

@@ -117,6 +117,13 @@ name!(
     "a symbol is 1 to 255 printable characters"
 );
 name!(
+    /// A function of the kernel, as its BTF and its symbol table have it: an identifier of at most 127 bytes, with the
+    /// `.` of what compilers split off (`.isra.0`).
+    FunctionName,
+    |s| identifier(s.replace('.', "_").as_str(), 127) && !s.starts_with('.'),
+    "a function of the kernel is a C identifier of at most 127 characters, with . after the first"
+);
+name!(
     /// An absolute path in normal form: no empty, `.` or `..` component, no control character, at most 1,024 bytes.
     AbsolutePath,
     |s| {
@@ -350,6 +357,12 @@ mod tests {
         assert!("/a/b.o".parse::<AbsolutePath>().is_ok());
         for bad in ["", ".", "..", "a/b", "a b", "sixteencharacter"] {
             assert!(bad.parse::<InterfaceName>().is_err(), "{bad:?}");
+        }
+        for bad in ["", "1a", ".a", "a b", "a*", "a-b", "bpf:a", &"a".repeat(128)] {
+            assert!(bad.parse::<FunctionName>().is_err(), "{bad:?}");
+        }
+        for good in ["cap_capable", "__x64_sys_bpf", "do_one.isra.0"] {
+            assert!(good.parse::<FunctionName>().is_ok(), "{good:?}");
         }
         for good in ["counters", ".bss", ".rodata.str", "_x9"] {
             assert!(good.parse::<MapName>().is_ok(), "{good:?}");

@@ -4,7 +4,7 @@
 
 mod order;
 
-use bpfgate_protocol::functions;
+use bpfgate_protocol::functions::Function;
 use bpfgate_protocol::hex;
 use bpfgate_protocol::hooks::Capability;
 use bpfgate_protocol::names::{AbsolutePath, GlobalName, MapName, ObjectName, Pattern, ProgramName};
@@ -86,8 +86,8 @@ pub enum Grant {
     Function {
         /// The object.
         object: ObjectName,
-        /// The function, by number.
-        function: u32,
+        /// Which.
+        function: Function,
     },
     /// An upper bound.
     Limit {
@@ -198,7 +198,7 @@ fn add_object(all: &mut Vec<Grant>, name: &ObjectName, object: &Object) {
     for (global, Range { min, max, line: _ }) in globals {
         all.push(Grant::Global { object: of(), global: global.clone(), min: *min, max: *max });
     }
-    all.extend(functions.iter().map(|function| Grant::Function { object: of(), function: *function }));
+    all.extend(functions.iter().map(|function| Grant::Function { object: of(), function: function.clone() }));
 }
 
 /// Where a program may run, one by one.
@@ -227,6 +227,12 @@ fn places(hook: &Hook) -> Vec<Place> {
             literals(symbols.iter().map(|symbol| format!("on uprobe {binary}:{symbol} ({when})")).collect())
         }
         Hook::SocketFilter => literals(vec!["as socket_filter".to_owned()]),
+        Hook::Fentry { function } => literals(vec![format!("on fentry {function}")]),
+        Hook::Fexit { function } => literals(vec![format!("on fexit {function}")]),
+        Hook::Kprobe { functions, at_return } => {
+            let when = if *at_return { "return" } else { "call" };
+            literals(functions.iter().map(|function| format!("on kprobe {function} ({when})")).collect())
+        }
     }
 }
 
@@ -284,10 +290,10 @@ impl fmt::Display for Grant {
             Self::Global { object, global, min, max } => {
                 write!(f, "global {global} of object {object} from {min} to {max}")
             }
-            Self::Function { object, function } => {
-                let function = functions::name(*function).unwrap_or("of an unknown name");
-                write!(f, "object {object} may call bpf_{function}")
+            Self::Function { object, function: Function::Kernel(name) } => {
+                write!(f, "object {object} may call kfunc {name}")
             }
+            Self::Function { object, function } => write!(f, "object {object} may call {function}"),
             Self::Limit { what, bound } => write!(f, "limit {what} {bound}"),
             Self::Keep(keep) => write!(f, "keep {keep}"),
             Self::Netns(Some(path)) => write!(f, "netns {path}"),
@@ -357,6 +363,13 @@ return = true
 [[objects.o.socket_filter]]
 program = "f"
 program_fd = true
+[[objects.o.fexit]]
+program = "t"
+function = "vfs_read"
+[[objects.o.kprobe]]
+program = "k"
+functions = ["vfs_read"]
+return = true
 [objects.o.maps]
 m = "read-write"
 n = "none"
@@ -364,6 +377,7 @@ n = "none"
 g = { min = -1, max = 5 }
 [objects.o.helpers]
 allow = ["bpf_send_signal"]
+kfuncs = ["bpf_rcu_read_lock"]
 "#;
 
     #[test]
@@ -385,11 +399,14 @@ allow = ["bpf_send_signal"]
             "netns /run/netns/blue",
             "object o is /o, any bytes that root put there",
             "object o may call bpf_send_signal",
+            "object o may call kfunc bpf_rcu_read_lock",
             "program f of object o as socket_filter",
             "program f of object o: its descriptor is handed out",
+            "program k of object o on kprobe vfs_read (return)",
             "program p of object o on xdp eth0 (native), the descriptor of the link is handed out",
             "program p of object o on xdp lan* (native), the descriptor of the link is handed out",
             "program q of object o on uprobe /b:odd\\x5c (return)",
+            "program t of object o on fexit vfs_read",
             "requires Linux 6.6",
             "requires landlock ABI 4",
             "requires the kernel's BTF",

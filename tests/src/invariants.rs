@@ -226,6 +226,9 @@ impl Gate {
             (".tracepoint]]", PERFMON | BPF),
             (".uprobe]]", PERFMON | BPF),
             (".socket_filter]]", BPF),
+            (".fentry]]", PERFMON | BPF),
+            (".fexit]]", PERFMON | BPF),
+            (".kprobe]]", PERFMON | BPF),
         ] {
             if text.contains(hook) {
                 all |= capabilities;

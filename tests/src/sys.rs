@@ -130,6 +130,13 @@ pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
     }
 }
 
+/// Drops a capability from this thread's bounding set, by number.
+pub fn drop_bounding(capability: u32) -> io::Result<()> {
+    // SAFETY: prctl takes numbers only here, and changes nothing but the set.
+    let result = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Mounts a bpf file system that everybody may write, seen by this mount namespace only.
 pub fn mount_bpffs(directory: &Path) -> io::Result<()> {
     let (target, root) = (c_path(directory), c"/");

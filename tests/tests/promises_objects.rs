@@ -110,12 +110,13 @@ fn promise_04_without_a_digest_root_alone_may_have_written_the_object() {
 }
 
 /// Objects that must not be loaded: name, hook, the error, and a word of its sentence.
-const REFUSED: [(&str, &str, &str, &str); 12] = [
+const REFUSED: [(&str, &str, &str, &str); 13] = [
     ("writeuser", "tracepoint write_null", "Object", "probe_write_user"),
     ("printk", "tracepoint print_line", "Object", "trace_printk"),
     ("sendsignal", "tracepoint signal_self", "Object", "send_signal"),
-    ("kfunc", "xdp call_kfunc", "Object", "kernel"),
-    ("ksym", "xdp store_address", "Object", "kernel"),
+    ("kfunc", "xdp call_kfunc", "Object", "bpf_rcu_read_"),
+    ("kfuncweak", "xdp call_weak", "Object", "__weak"),
+    ("ksym", "xdp store_address", "Object", "variable"),
     ("kconfig", "xdp store_hz", "Object", "__kconfig"),
     ("pinned", "xdp count_pinned", "Object", "LIBBPF_PIN_BY_NAME"),
     ("sleepable", "uprobe on_call_sleep", "Object", "flags"),
@@ -165,6 +166,44 @@ fn promise_05_a_granted_function_may_be_called() {
     gate.policy("app", &(policy_for("sendsignal", "tracepoint signal_self") + grant));
     let instance = load(&mut gate.session("app")).expect("the policy says so");
     drop(instance);
+    gate.invariants(&before);
+}
+
+/// By the name that the object has, and by the number that stands in the instructions, whatever the object says.
+#[test]
+fn promise_05_a_function_of_the_kernel_may_be_called_where_the_policy_names_it() {
+    needs_root!();
+    let gate = Gate::start();
+    let before = gate.baseline();
+    let grant = |names: &str| format!("[objects.o.helpers]\nkfuncs = [{names}]\n");
+    let (lock, unlock) = ("\"bpf_rcu_read_lock\"", "\"bpf_rcu_read_unlock\"");
+    gate.policy("both", &(policy_for("kfunc", "xdp call_kfunc") + &grant(&format!("{lock}, {unlock}"))));
+    let instance = load(&mut gate.session("both")).expect("the policy names both");
+    assert_eq!(instance.programs[0].name, "call_kfunc");
+    drop(instance);
+    for (app, object, program, names, says) in [
+        ("one", "kfunc", "call_kfunc", lock, "calls bpf_rcu_read_unlock, which"),
+        ("other", "kfunc", "call_kfunc", unlock, "calls bpf_rcu_read_lock, which"),
+        ("helper", "kfunc", "call_kfunc", "\"bpf_send_signal\"", "calls bpf_rcu_read_lock, which"),
+        ("number", "kfuncraw", "by_number", lock, "calls function 1 of the kernel's BTF"),
+        ("module", "kfuncraw", "of_module", lock, "of a kernel module"),
+        ("weak", "kfuncweak", "call_weak", lock, "__weak"),
+    ] {
+        gate.policy(app, &(policy_for(object, &format!("xdp {program}")) + &grant(names)));
+        let mut raw = Raw::open(&gate, app);
+        let parameters = raw.refused("Load", &json!({"object": "o"}), "Object");
+        let message = parameters["message"].as_str().unwrap();
+        assert!(message.contains(says), "{app}: {message}");
+        let record = gate.audit_of(app).pop().unwrap();
+        // Who asks for what no policy can allow has no line that says so.
+        let by = record["by"].as_str().unwrap_or_default();
+        assert_eq!(by.ends_with(&format!("{app}.toml:6")), says.contains("calls"), "{record}");
+    }
+    // What is not there is said at the start, and allows nothing.
+    gate.policy("absent", &(policy_for("kfunc", "xdp call_kfunc") + &grant("\"bpf_no_such_function\"")));
+    Raw::open(&gate, "absent").refused("Load", &json!({"object": "o"}), "Object");
+    let log = gate.log();
+    assert!(log.contains("absent.toml:6: this kernel has no function bpf_no_such_function"), "{log}");
     gate.invariants(&before);
 }
 

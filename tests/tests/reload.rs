@@ -243,6 +243,7 @@ fn what_takes_a_new_helper_ends_the_sessions_of_the_old_one() {
                 .replace(".xdp", ".socket_filter")
                 .replace("interfaces = [\"{interface}\"]\nmode = \"generic\"\n", ""),
         ),
+        ("a function", format!("{WITH_MAP}[objects.o.helpers]\nkfuncs = [\"bpf_rcu_read_lock\"]\n")),
         ("kept", format!("{WITH_MAP}[lifetime]\nkeep = \"app\"\n")),
     ] {
         gate.policy("app", WITH_MAP);

@@ -159,8 +159,8 @@ pub(crate) struct ObjectArgs {
     ///
     /// TARGET is an interface (eth0), an event (sched:sched_process_exec), a cgroup
     /// (/sys/fs/cgroup/web, or own: that of the client's unit) or a function (/usr/bin/bash:readline). A bare word means an event for
-    /// a raw tracepoint program and an interface for any other. The prefixes interface:, event:,
-    /// cgroup: and uprobe: say it outright. Without TARGET the policy must allow exactly one.
+    /// a raw tracepoint program, a function of the kernel for fentry, fexit and kprobe, and an interface for any other. The prefixes interface:, event:,
+    /// cgroup:, uprobe: and function: say it outright. Without TARGET the policy must allow exactly one.
     #[arg(long = "attach", value_name = "PROGRAM[=TARGET]")]
     pub(crate) attach: Vec<AttachSpec>,
 }
@@ -194,7 +194,7 @@ pub(crate) struct AttachArgs {
     /// The program, by its name in the object
     pub(crate) program: String,
     /// Where: eth0, sched:sched_process_exec, /sys/fs/cgroup/web, own, /usr/bin/bash:readline, or any of
-    /// them after interface:, event:, cgroup:, uprobe:
+    /// them after interface:, event:, cgroup:, uprobe:, function:
     pub(crate) target: Option<TargetWord>,
     /// Which kind of attachment, if the policy lists the program under more than one
     #[arg(long, value_name = "NAME")]

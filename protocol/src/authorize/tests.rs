@@ -126,3 +126,48 @@ fn every_verdict_has_the_line_that_decided() {
     assert_eq!(app().map(&name("o"), &name("counts")).unwrap().line(), 26);
     assert_eq!(app().map(&name("o"), &name("secret")).unwrap_err().line, Some(27));
 }
+
+#[test]
+fn what_was_loaded_with_a_function_stays_as_long_as_that_is_granted() {
+    let policy = |more: &str| {
+        let text = format!("version = 1\n[objects.o]\npath = \"/o\"\n[objects.o.helpers]\n{more}");
+        Policy::parse("p", &text, &Accounts::default()).unwrap()
+    };
+    let called = [Function::Kernel(name("bpf_send_signal"))].into();
+    let stays = |more| policy(more).still_approves(&name("o"), &[0; 32], &called, &[]);
+    assert!(stays("kfuncs = [\"f\", \"bpf_send_signal\"]"));
+    assert!(!stays("kfuncs = [\"f\"]"));
+    assert!(!stays("allow = [\"bpf_send_signal\"]"), "the helper function of this name is another one");
+}
+
+/// The kernel binds such a program when it is loaded: one for another function would be attached to the old one.
+#[test]
+fn a_program_that_traces_a_function_is_for_that_one_only() {
+    let policy = |function: &str| {
+        let text = format!(
+            "version = 1\n[[client]]\nuser = 1\nmay = [\"load\", \"attach\"]\n[objects.o]\npath = \"/o\"\n\
+             [[objects.o.fentry]]\nprogram = \"p\"\nfunction = \"{function}\"\n\
+             [[objects.o.kprobe]]\nprogram = \"k\"\nfunctions = [\"{function}\", \"f\"]\n"
+        );
+        Arc::new(Policy::parse("p", &text, &Accounts::default()).unwrap())
+    };
+    let (f, g) = (name::<FunctionName>("f"), name::<FunctionName>("g"));
+    let stays = |policy: &Policy, loaded: Option<&FunctionName>| {
+        policy.still_names(&name("o"), &name("p"), Kind::Fentry, loaded)
+    };
+    assert!(stays(&policy("g"), Some(&g)));
+    assert!(!stays(&policy("g"), Some(&f)) && !stays(&policy("g"), None));
+    // A kprobe says where when it is attached.
+    assert!(policy("g").still_names(&name("o"), &name("k"), Kind::Kprobe, None));
+    let permit = authorize(&policy("g"), &peer(1, 1, &[])).unwrap();
+    let to = |program: &str, target| permit.attach(&name("o"), &name(program), None, &target);
+    assert_eq!(*to("p", Target::Only).unwrap().target(), Target::Function(g.clone()));
+    assert!(to("k", Target::Function(f.clone())).is_ok() && to("k", Target::Function(g)).is_ok());
+    assert_eq!(class(to("p", Target::Function(f))), Class::Denied);
+    let plan = permit.load(&name("o"), &[], &[]).unwrap().plan();
+    let bound: Vec<_> = plan
+        .iter()
+        .map(|plan| (plan.prog_type, plan.expected_attach_type, plan.function.is_some()))
+        .collect();
+    assert_eq!(bound, [(26, 24, true), (2, 42, false)]);
+}

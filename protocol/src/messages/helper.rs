@@ -6,7 +6,8 @@ use super::{Bulk, Bytes, InstanceId, LinkId, Process, Row, SessionId};
 use crate::channel::Message;
 use crate::hooks::Kind;
 use crate::names::{
-    AbsolutePath, EventName, GlobalName, InterfaceName, MapName, ObjectName, ProgramName, SymbolName,
+    AbsolutePath, EventName, FunctionName, GlobalName, InterfaceName, MapName, ObjectName, ProgramName,
+    SymbolName,
 };
 use crate::policy::{Access, Unit};
 use crate::refusal::Refusal;
@@ -35,6 +36,8 @@ pub enum Target {
         /// The function.
         symbol: SymbolName,
     },
+    /// A function of the kernel.
+    Function(FunctionName),
 }
 
 impl fmt::Display for Target {
@@ -47,6 +50,7 @@ impl fmt::Display for Target {
             Self::Unit(unit) => write!(f, "the cgroup of {unit}"),
             Self::Event(event) => event.fmt(f),
             Self::Symbol { binary, symbol } => write!(f, "{binary}:{symbol}"),
+            Self::Function(name) => name.fmt(f),
         }
     }
 }

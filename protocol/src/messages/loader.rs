@@ -5,7 +5,7 @@
 use super::{Bulk, Process, Row};
 use crate::channel::Message;
 use crate::messages::helper::Global;
-use crate::names::{MapName, ObjectName, ProgramName, SymbolName};
+use crate::names::{FunctionName, MapName, ObjectName, ProgramName, SymbolName};
 use crate::refusal::Refusal;
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +21,8 @@ pub struct ProgramPlan {
     pub prog_type: u32,
     /// `enum bpf_attach_type` to load it with.
     pub expected_attach_type: u32,
+    /// The function of the kernel to load it for, so that libbpf looks for no other; the helper says its number itself.
+    pub function: Option<FunctionName>,
 }
 
 /// From the helper.
@@ -110,6 +112,9 @@ pub struct ProgLoad {
     pub license: String,
     /// The object's BTF, or 0.
     pub btf: Handle,
+    /// Functions of the kernel that it calls, as the object names them. For the answer to the client only: what counts
+    /// is the numbers in the instructions.
+    pub kfuncs: Vec<FunctionName>,
     /// A log is wanted if it fails.
     pub log: LogWanted,
     /// Bytes of one `bpf_func_info` and one `bpf_line_info`.

@@ -8,10 +8,10 @@ use super::{
     Access, Client, Direction, Hook, Keep, Limits, OWN_CGROUP, Object, Order, Policy, PolicyError,
     ProgramRule, Range, Require, Right, Sandboxing, Unit, UnitCheck, VERSION, XdpMode,
 };
-use crate::functions;
+use crate::functions::{self, Function};
 use crate::hex;
 use crate::identity::NEVER;
-use crate::names::{EventName, NameError, ObjectName, Pattern, ProgramName};
+use crate::names::{EventName, FunctionName, NameError, ObjectName, Pattern, ProgramName};
 use crate::table::Table;
 use serde_spanned::Spanned;
 use sha2::{Digest, Sha256};
@@ -378,6 +378,22 @@ impl Builder<'_> {
             let (span, e) = (entry.span(), entry.into_inner().0);
             add(self.rule(&span, &e.program, Some(Hook::SocketFilter), e.program_fd, false));
         }
+        for entry in raw.fentry {
+            let (span, e) = (entry.span(), entry.into_inner().0);
+            let hook = self.name(&e.function).map(|function| Hook::Fentry { function });
+            add(self.rule(&span, &e.program, hook, e.program_fd, e.link_fd));
+        }
+        for entry in raw.fexit {
+            let (span, e) = (entry.span(), entry.into_inner().0);
+            let hook = self.name(&e.function).map(|function| Hook::Fexit { function });
+            add(self.rule(&span, &e.program, hook, e.program_fd, e.link_fd));
+        }
+        for entry in raw.kprobe {
+            let (span, e) = (entry.span(), entry.into_inner().0);
+            let functions = self.names("functions", &span, &e.functions);
+            let hook = functions.map(|functions| Hook::Kprobe { functions, at_return: e.at_return });
+            add(self.rule(&span, &e.program, hook, e.program_fd, e.link_fd));
+        }
         self.one_type_each(&programs);
         let maps = raw.maps.into_iter().filter_map(|(name, access)| {
             let line = self.line(&name.span());
@@ -389,7 +405,14 @@ impl Builder<'_> {
             .into_iter()
             .filter_map(|(name, range)| Some((self.name(&name)?, self.range(&name, &range.0))));
         let globals = globals.collect();
-        let functions = raw.helpers.0.allow.iter().filter_map(|name| self.function(name)).collect();
+        let mut functions: BTreeSet<Function> =
+            raw.helpers.0.allow.iter().filter_map(|name| self.function(name)).collect();
+        for name in &raw.helpers.0.kfuncs {
+            let function = self.name(name).map(Function::Kernel);
+            if function.is_some_and(|function| !functions.insert(function)) {
+                self.problem(name.span(), "this stands here twice", None);
+            }
+        }
         Some(Object { line, path: path?, sha256: sha256.ok()?, programs, maps, globals, functions })
     }
 
@@ -405,12 +428,15 @@ impl Builder<'_> {
         Some(ProgramRule { line: self.line(span), program, hook: hook?, program_fd, link_fd })
     }
 
-    /// The kernel loads a program for one type and one attach type.
+    /// The kernel loads a program for one type and one attach type, and one that traces a function for that.
     fn one_type_each(&mut self, programs: &[ProgramRule]) {
+        fn kind(rule: &ProgramRule) -> (u32, u32, Option<&FunctionName>) {
+            let hook = &rule.hook;
+            (hook.kind().row().prog_type, hook.expected_attach_type(), hook.bound_to())
+        }
         let mut seen: BTreeMap<&ProgramName, &ProgramRule> = BTreeMap::new();
         for rule in programs {
             let first = *seen.entry(&rule.program).or_insert(rule);
-            let kind = |r: &ProgramRule| (r.hook.kind().row().prog_type, r.hook.expected_attach_type());
             if kind(first) != kind(rule) {
                 let what = if first.hook.kind() == rule.hook.kind() {
                     "loaded in another way"
@@ -418,7 +444,7 @@ impl Builder<'_> {
                     "of another type"
                 };
                 let message = format!("program {} is {what} in line {}", rule.program, first.line);
-                let help = "the kernel loads a program for one hook, one direction, call or return: write a second one";
+                let help = "the kernel loads a program for one hook, one direction, call or return, one function of the kernel: write a second one";
                 self.problem(self.first_of(rule.line), message, Some(help));
             }
         }
@@ -469,19 +495,19 @@ impl Builder<'_> {
         Range { min, max, line: self.line(&name.span()) }
     }
 
-    fn function(&mut self, text: &Text) -> Option<u32> {
+    fn function(&mut self, text: &Text) -> Option<Function> {
         let Some(id) = functions::number(text.get_ref()) else {
             self.problem(
                 text.span(),
                 "this build knows no helper function of this name",
-                Some("kfuncs cannot be allowed yet"),
+                Some("a function of the kernel itself (a kfunc) goes into kfuncs = [...]"),
             );
             return None;
         };
         if functions::needs_grant(id).is_none() {
             self.problem(text.span(), "this helper function needs no grant", Some("leave it out"));
         }
-        Some(id)
+        Some(Function::Helper(id))
     }
 
     fn limits(&mut self, raw: raw::Limits) -> Limits {

@@ -19,10 +19,11 @@ pub use print::Toml;
 pub use report::PolicyError;
 pub use require::Machine;
 
+use crate::functions::Function;
 use crate::hooks::Kind;
 use crate::names::{
-    AbsolutePath, EventName, GlobalName, MapName, ObjectName, Pattern, ProgramName, SliceName, SymbolName,
-    UnitName,
+    AbsolutePath, EventName, FunctionName, GlobalName, MapName, ObjectName, Pattern, ProgramName, SliceName,
+    SymbolName, UnitName,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -151,8 +152,8 @@ pub struct Object {
     pub maps: BTreeMap<MapName, (Access, u32)>,
     /// Variables of `.rodata` that a client may set.
     pub globals: BTreeMap<GlobalName, Range>,
-    /// Helper functions that need a grant and have it, by number.
-    pub functions: BTreeSet<u32>,
+    /// Functions that need a grant and have it.
+    pub functions: BTreeSet<Function>,
 }
 
 /// One entry of a hook's array.
@@ -219,6 +220,23 @@ pub enum Hook {
     },
     /// Nothing: its holder attaches it to sockets of its own.
     SocketFilter,
+    /// The beginning of one function of the kernel.
+    Fentry {
+        /// Which.
+        function: FunctionName,
+    },
+    /// The end of one function of the kernel.
+    Fexit {
+        /// Which.
+        function: FunctionName,
+    },
+    /// Functions of the kernel.
+    Kprobe {
+        /// Which.
+        functions: Vec<FunctionName>,
+        /// When they return, not when they are called.
+        at_return: bool,
+    },
 }
 
 impl Hook {
@@ -232,6 +250,17 @@ impl Hook {
             Self::Tracepoint { .. } => Kind::Tracepoint,
             Self::Uprobe { .. } => Kind::Uprobe,
             Self::SocketFilter => Kind::SocketFilter,
+            Self::Fentry { .. } => Kind::Fentry,
+            Self::Fexit { .. } => Kind::Fexit,
+            Self::Kprobe { .. } => Kind::Kprobe,
+        }
+    }
+
+    /// The function of the kernel that a program is for from its load on: it is attached there or nowhere.
+    pub fn bound_to(&self) -> Option<&FunctionName> {
+        match self {
+            Self::Fentry { function } | Self::Fexit { function } => Some(function),
+            _ => None,
         }
     }
 
@@ -241,6 +270,9 @@ impl Hook {
             Self::Xdp { .. } => 37,
             Self::CgroupSkb { direction: Direction::Egress, .. } => 1,
             Self::Uprobe { .. } => 48,
+            Self::Fentry { .. } => 24,
+            Self::Fexit { .. } => 25,
+            Self::Kprobe { .. } => 42,
             // A sched_cls program may be attached in both directions; the kernel asks for 0 at load.
             Self::CgroupSkb { .. }
             | Self::Tcx { .. }
@@ -494,6 +526,18 @@ impl Policy {
     /// The units that its clients are asked for.
     pub fn units(&self) -> impl Iterator<Item = &Unit> {
         self.clients.iter().filter_map(|client| client.unit.as_ref())
+    }
+
+    /// The functions of the kernel that are to be known by number, each with the line that names it.
+    pub fn kernel_functions(&self) -> impl Iterator<Item = (u32, &FunctionName)> {
+        self.objects.values().flat_map(|object| {
+            let called = object.functions.iter().filter_map(|function| match function {
+                Function::Kernel(name) => Some((object.line, name)),
+                Function::Helper(_) => None,
+            });
+            let bound = object.programs.iter().filter_map(|rule| Some((rule.line, rule.hook.bound_to()?)));
+            called.chain(bound)
+        })
     }
 
     /// `file:line`, as in audit records and messages.

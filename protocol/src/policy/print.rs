@@ -7,7 +7,7 @@
 use super::{
     Client, Hook, Limits, OWN_CGROUP, Object, Policy, ProgramRule, Range, Require, Right, Unit, VERSION,
 };
-use crate::functions;
+use crate::functions::Function;
 use crate::hex;
 use crate::names::{AbsolutePath, ObjectName};
 use std::fmt::{self, Display, Formatter};
@@ -118,10 +118,11 @@ fn print_object(name: &ObjectName, object: &Object, f: &mut Formatter<'_>) -> fm
             writeln!(f, "{global} = {{ min = {min}, max = {max} }}")?;
         }
     }
-    let functions: Vec<String> =
-        functions.iter().filter_map(|id| functions::name(*id)).map(|name| format!("bpf_{name}")).collect();
     if !functions.is_empty() {
-        writeln!(f, "\n[objects.{name}.helpers]\nallow = {}", list(&functions))?;
+        let (helpers, kfuncs): (Vec<_>, Vec<_>) =
+            functions.iter().partition(|function| matches!(function, Function::Helper(_)));
+        let (helpers, kfuncs) = (list(helpers), list(kfuncs));
+        writeln!(f, "\n[objects.{name}.helpers]\nallow = {helpers}\nkfuncs = {kfuncs}")?;
     }
     Ok(())
 }
@@ -154,6 +155,12 @@ fn print_rule(object: &ObjectName, rule: &ProgramRule, f: &mut Formatter<'_>) ->
             )?;
         }
         Hook::SocketFilter => {}
+        Hook::Fentry { function } | Hook::Fexit { function } => {
+            writeln!(f, "function = {}", Quoted(function.as_str()))?;
+        }
+        Hook::Kprobe { functions, at_return } => {
+            writeln!(f, "return = {at_return}\nfunctions = {}", list(functions))?;
+        }
     }
     writeln!(f, "program_fd = {program_fd}")?;
     match hook {

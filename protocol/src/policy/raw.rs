@@ -94,6 +94,15 @@ pub(super) struct Object {
     /// Packets of single sockets, which the client attaches the program to by itself.
     #[serde(default)]
     pub socket_filter: Vec<Spanned<Table<SocketFilter>>>,
+    /// The beginning of a function of the kernel, with its arguments.
+    #[serde(default)]
+    pub fentry: Vec<Spanned<Table<Traced>>>,
+    /// The end of a function of the kernel, with its arguments and what it returns.
+    #[serde(default)]
+    pub fexit: Vec<Spanned<Table<Traced>>>,
+    /// Functions of the kernel, with the registers of the processor.
+    #[serde(default)]
+    pub kprobe: Vec<Spanned<Table<Kprobe>>>,
     /// What leaves the helper: each key is the name of a map, or a quoted data section such as `".bss"`. A map that is not named is not handed over.
     #[serde(default)]
     pub maps: BTreeMap<Text, Text>,
@@ -209,6 +218,41 @@ pub(super) struct SocketFilter {
     pub program_fd: bool,
 }
 
+/// A program on one function of the kernel, for which it is loaded.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Traced {
+    /// The name of the program: its C function in the object.
+    pub program: Text,
+    /// The function, by its name in the kernel's BTF, whatever the object says in `SEC()`; none of a module. A program is loaded for one function: another one takes another program.
+    pub function: Text,
+    /// Hand the program's descriptor to the client. Its holder needs no capability to attach the program, but to its one function only.
+    #[serde(default)]
+    pub program_fd: bool,
+    /// Hand the link's descriptor to the client. Its holder can pin it or pass it on so that the program stays attached when the session has ended: the kernel knows no other way to detach it than to close it.
+    #[serde(default)]
+    pub link_fd: bool,
+}
+
+/// A program on functions of the kernel.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Kprobe {
+    /// The name of the program: its C function in the object.
+    pub program: Text,
+    /// Functions, by their names in `/proc/kallsyms`.
+    pub functions: Vec<Text>,
+    /// `true`: when the function returns; `false`: when it is called.
+    #[serde(default, rename = "return")]
+    pub at_return: bool,
+    /// Hand the program's descriptor to the client. Its holder needs no capability to attach the program, and not only where this policy says: to any function of the kernel.
+    #[serde(default)]
+    pub program_fd: bool,
+    /// Hand the link's descriptor to the client. Its holder can pin it or pass it on so that the program stays attached when the session has ended: the kernel knows no other way to detach it than to close it.
+    #[serde(default)]
+    pub link_fd: bool,
+}
+
 /// Both ends are among the values that a client may set.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -223,9 +267,12 @@ pub(super) struct Range {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Helpers {
-    /// Names of such functions, with or without `bpf_`. One that needs no grant is an error.
+    /// Names of helper functions of the table above, with or without `bpf_`. One that needs no grant is an error.
     #[serde(default)]
     pub allow: Vec<Text>,
+    /// Functions of the kernel itself (kfuncs), by their names in its BTF; none of a module. Each that a program calls has to be named.
+    #[serde(default)]
+    pub kfuncs: Vec<Text>,
 }
 
 /// Upper bounds of the app, over all of its sessions.

@@ -1,6 +1,7 @@
 //! What a policy demands of the machine. What is missing refuses: helper and broker ask the same question.
 
 use super::{Require, Sandboxing, UnitCheck};
+use crate::btf;
 use nix::sys::utsname::uname;
 use std::io;
 use std::path::Path;
@@ -19,7 +20,7 @@ impl Machine {
     pub fn here() -> io::Result<Self> {
         let release = uname()?.release().to_string_lossy().into_owned();
         let kernel = version(&release).ok_or_else(|| io::Error::other("no version of the kernel"))?;
-        Ok(Self { kernel, btf: Path::new("/sys/kernel/btf/vmlinux").exists() })
+        Ok(Self { kernel, btf: Path::new(btf::KERNEL).exists() })
     }
 }
 
@@ -59,9 +60,8 @@ impl Require {
         if let Some(least) = self.landlock.filter(|least| landlock < *least) {
             return Some(format!("the policy requires landlock ABI {least}, and ABI {landlock} is in force"));
         }
-        (self.btf && !machine.btf).then(|| {
-            "the policy requires the kernel's BTF, and there is no /sys/kernel/btf/vmlinux".to_owned()
-        })
+        (self.btf && !machine.btf)
+            .then(|| format!("the policy requires the kernel's BTF, and there is no {}", btf::KERNEL))
     }
 }
 

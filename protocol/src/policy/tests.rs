@@ -79,7 +79,7 @@ btf = true
     assert!(matches!(object.programs[0].hook, Hook::Xdp { mode: XdpMode::Native, .. }));
     assert!(matches!(object.programs[1].hook, Hook::Uprobe { at_return: true, .. }));
     assert_eq!(object.maps.values().map(|m| m.0).collect::<Vec<_>>(), [Access::Proxy, Access::Frozen]);
-    assert!(object.functions.contains(&109));
+    assert!(object.functions.contains(&Function::Helper(109)));
     assert_eq!(
         policy.limits,
         Limits { map_memory: 1 << 20, links: 3, loads_per_minute: 6, ..Limits::default() }
@@ -166,6 +166,24 @@ fn whatever_is_not_understood_is_an_error_with_its_place() {
             "[[objects.o.raw_tracepoint]]\nprogram = \"p\"\nevents = [\"a:x\"]\n",
             "6:11: a raw tracepoint is written",
         ),
+        (
+            "[[objects.o.fentry]]\nprogram = \"p\"\nfunction = \"f*\"\n",
+            "6:12: a function of the kernel is a C identifier",
+        ),
+        (
+            "[[objects.o.fentry]]\nprogram = \"p\"\nfunction = \"f\"\n[[objects.o.fentry]]\nprogram = \"p\"\nfunction = \"g\"\n",
+            "7:1: program p is loaded in another way in line 4",
+        ),
+        (
+            "[[objects.o.fentry]]\nprogram = \"p\"\nfunction = \"f\"\n[[objects.o.fexit]]\nprogram = \"p\"\nfunction = \"f\"\n",
+            "7:1: program p is of another type in line 4",
+        ),
+        (
+            "[[objects.o.uprobe]]\nprogram = \"p\"\nbinary = \"/b\"\nsymbols = [\"f\"]\n[[objects.o.kprobe]]\nprogram = \"p\"\nfunctions = [\"f\"]\n",
+            "8:1: program p is of another type in line 4",
+        ),
+        ("[objects.o.helpers]\nkfuncs = [\"1x\"]\n", "5:11: a function of the kernel is a C identifier"),
+        ("[objects.o.helpers]\nkfuncs = [\"x\", \"x\"]\n", "5:16: this stands here twice"),
         ("[objects.o.helpers]\nallow = [\"bpf_nosuch\"]\n", "5:10: this build knows no helper function"),
         (
             "[objects.o.helpers]\nallow = [\"bpf_map_lookup_elem\"]\n",

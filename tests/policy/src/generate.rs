@@ -22,6 +22,8 @@ pub const EVENTS: [&str; 3] = ["sched_switch", "sched_process_exec", "x-1"];
 pub const CATEGORIES: [&str; 2] = ["sched", "x"];
 /// Symbols.
 pub const SYMBOLS: [&str; 2] = ["readline", "readline2"];
+/// Functions of the kernel that are traced.
+pub const TRACED: [&str; 3] = ["cap_capable", "cap_capable2", "f.isra.0"];
 /// Users, by number and by name.
 pub const USERS: [u32; 4] = [0, 7, 100, 1000];
 /// Groups.
@@ -31,8 +33,18 @@ pub const UNITS: [&str; 3] = ["flowmon.service", "flow-mon@eth0.service", "a.ser
 /// Slices.
 pub const SLICES: [&str; 3] = ["system.slice", "system-flow\\x2dmon.slice", "a-b.slice"];
 /// Keys of the hooks.
-pub const HOOKS: [&str; 7] =
-    ["xdp", "tcx", "cgroup_skb", "raw_tracepoint", "tracepoint", "uprobe", "socket_filter"];
+pub const HOOKS: [&str; 10] = [
+    "xdp",
+    "tcx",
+    "cgroup_skb",
+    "raw_tracepoint",
+    "tracepoint",
+    "uprobe",
+    "socket_filter",
+    "fentry",
+    "fexit",
+    "kprobe",
+];
 /// Texts that are hard to quote.
 const DESCRIPTIONS: [&str; 7] = [
     "",
@@ -45,6 +57,9 @@ const DESCRIPTIONS: [&str; 7] = [
 ];
 /// Functions that need a grant.
 const FUNCTIONS: [&str; 4] = ["bpf_send_signal", "probe_write_user", "bpf_trace_printk", "sys_bpf"];
+
+/// Functions of the kernel that are called.
+const KFUNCS: [&str; 3] = ["bpf_rcu_read_lock", "bpf_send_signal", "f.isra.0"];
 
 /// A value of a policy file. Keys stay in the order in which they were put.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -329,9 +344,12 @@ fn object(u: &mut Unstructured<'_>, keep: &str, own: bool) -> Result<Node> {
     }
     let mut hooks: Vec<(&str, Vec<Node>)> = HOOKS.map(|hook| (hook, Vec::new())).into();
     for program in PROGRAMS {
-        // The kernel knows one type of a program: all of its entries are in one hook, and of one direction.
+        // The kernel knows one type of a program: all of its entries are in one hook, of one direction or function.
         let hook = u.choose_index(hooks.len())?;
-        let direction = *u.choose(&["ingress", "egress"])?;
+        let direction = match hooks[hook].0 {
+            "fentry" | "fexit" => *u.choose(&TRACED)?,
+            _ => *u.choose(&["ingress", "egress"])?,
+        };
         for _ in 0..u.int_in_range(0..=2)? {
             let rule = rule(u, hooks[hook].0, program, direction, (keep, own))?;
             hooks[hook].1.push(rule);
@@ -360,11 +378,13 @@ fn object(u: &mut Unstructured<'_>, keep: &str, own: bool) -> Result<Node> {
         put(&mut entries, "globals", Node::Table(globals));
     }
     if u.ratio(1, 3)? {
-        put(
-            &mut entries,
-            "helpers",
-            Node::Table(vec![("allow".to_owned(), Node::texts(&some(u, &FUNCTIONS)?))]),
-        );
+        let mut helpers = Entries::new();
+        for (key, names) in [("allow", &FUNCTIONS[..]), ("kfuncs", &KFUNCS)] {
+            if u.ratio(2, 3)? {
+                put(&mut helpers, key, Node::texts(&some(u, names)?));
+            }
+        }
+        put(&mut entries, "helpers", Node::Table(shuffled(u, helpers, &[])?));
     }
     Ok(Node::Table(shuffled(u, entries, &[])?))
 }
@@ -411,6 +431,13 @@ fn rule(
         "uprobe" => {
             put(&mut entries, "binary", Node::text(u.choose(&PATHS)?));
             put(&mut entries, "symbols", Node::texts(&some(u, &SYMBOLS)?));
+            if u.arbitrary()? {
+                put(&mut entries, "return", Node::Flag(u.arbitrary()?));
+            }
+        }
+        "fentry" | "fexit" => put(&mut entries, "function", Node::text(direction)),
+        "kprobe" => {
+            put(&mut entries, "functions", Node::texts(&some(u, &TRACED)?));
             if u.arbitrary()? {
                 put(&mut entries, "return", Node::Flag(u.arbitrary()?));
             }

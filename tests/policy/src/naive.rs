@@ -188,7 +188,9 @@ fn attach(
     for (hook, rule) in rules(object, hook, Some(program)) {
         let how = how(&hook, rule);
         let binary = rule.get("binary").and_then(Value::as_str).unwrap_or_default();
-        for key in ["interfaces", "cgroups", "events", "symbols"] {
+        let function = rule.get("function").and_then(Value::as_str);
+        targets.extend(function.map(|text| ("functions", String::new(), text.to_owned(), how.clone())));
+        for key in ["interfaces", "cgroups", "events", "symbols", "functions"] {
             for text in texts(rule, key) {
                 pattern |=
                     key == "interfaces" && text.contains(['*', '?']) || text == "own" && key == "cgroups";
@@ -217,6 +219,7 @@ fn attach(
                 None => false,
             },
             (Target::Event(event), "events") => event.as_str() == text,
+            (Target::Function(name), "functions") => name.as_str() == text,
             (Target::Symbol { binary: b, symbol }, "symbols") => {
                 b.as_str() == binary && symbol.as_str() == text
             }
@@ -236,7 +239,7 @@ fn how(hook: &str, rule: &Value) -> String {
         "xdp" => word("mode", "any"),
         "tcx" => format!("{} {}", word("direction", ""), word("order", "last")),
         "cgroup_skb" => word("direction", ""),
-        "uprobe" if flag(rule, "return") => "return".to_owned(),
+        "uprobe" | "kprobe" if flag(rule, "return") => "return".to_owned(),
         _ => String::new(),
     };
     format!("{hook} {option} {}", if flag(rule, "link_fd") { "link_fd" } else { "" })

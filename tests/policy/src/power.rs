@@ -181,10 +181,11 @@ fn loaded(permit: &LoadPermit, add: &mut dyn FnMut(String)) {
     let (object, rules) = (permit.object(), permit.rules());
     add(format!("load {object} from {} with {:?}", rules.path, rules.sha256));
     for function in &rules.functions {
-        add(format!("load {object} that calls function {function}"));
+        add(format!("load {object} that calls function {function:?}"));
     }
     for ProgramRule { program, hook, .. } in permit.programs() {
-        add(format!("load {program} of {object} as {:?} {}", hook.kind(), hook.expected_attach_type()));
+        let (kind, way, function) = (hook.kind(), hook.expected_attach_type(), hook.bound_to());
+        add(format!("load {program} of {object} as {kind:?} {way} for {function:?}"));
         if permit.program_fd(program) {
             add(format!("the descriptor of {program} of {object}"));
         }
@@ -199,8 +200,14 @@ fn attached(policy: &Policy, object: &ObjectName, permit: &AttachPermit, add: &m
             Hook::Xdp { mode, .. } => format!("{mode:?}"),
             Hook::Tcx { direction, order, .. } => format!("{direction:?} {order:?}"),
             Hook::CgroupSkb { direction, .. } => format!("{direction:?}"),
-            Hook::Uprobe { at_return, .. } => format!("at return: {at_return}"),
-            Hook::RawTracepoint { .. } | Hook::Tracepoint { .. } | Hook::SocketFilter => String::new(),
+            Hook::Uprobe { at_return, .. } | Hook::Kprobe { at_return, .. } => {
+                format!("at return: {at_return}")
+            }
+            Hook::RawTracepoint { .. }
+            | Hook::Tracepoint { .. }
+            | Hook::SocketFilter
+            | Hook::Fentry { .. }
+            | Hook::Fexit { .. } => String::new(),
         };
         add(format!("attach {program} of {object} to {target} {how}"));
         if rule.link_fd {

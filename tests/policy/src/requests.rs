@@ -1,8 +1,8 @@
 //! What clients ask for: mostly things that are just allowed, or just not.
 
 use crate::generate::{
-    CATEGORIES, EVENTS, GLOBALS, GROUPS, INTERFACES, MAPS, OBJECTS, PATHS, PROGRAMS, SLICES, SYMBOLS, UNITS,
-    USERS,
+    CATEGORIES, EVENTS, GLOBALS, GROUPS, INTERFACES, MAPS, OBJECTS, PATHS, PROGRAMS, SLICES, SYMBOLS, TRACED,
+    UNITS, USERS,
 };
 use arbitrary::{Result, Unstructured};
 use bpfgate_protocol::hooks::{Kind, ROWS};
@@ -168,7 +168,8 @@ fn global(u: &mut Unstructured<'_>, own: &[GlobalName]) -> Result<Global> {
 }
 
 fn target(u: &mut Unstructured<'_>) -> Result<Target> {
-    Ok(match u.choose_index(8)? {
+    Ok(match u.choose_index(9)? {
+        8 => Target::Function(one(u, &TRACED)?),
         7 => Target::Own,
         0 | 1 => Target::Only,
         2 | 3 => Target::Interface(one(u, &INTERFACES)?),
@@ -211,5 +212,7 @@ pub fn targets(hook: &Hook) -> Vec<Target> {
             .map(|symbol| Target::Symbol { binary: binary.clone(), symbol: symbol.clone() })
             .collect(),
         Hook::SocketFilter => Vec::new(),
+        Hook::Fentry { function } | Hook::Fexit { function } => vec![Target::Function(function.clone())],
+        Hook::Kprobe { functions, .. } => functions.iter().cloned().map(Target::Function).collect(),
     }
 }

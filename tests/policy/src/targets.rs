@@ -104,7 +104,9 @@ fn allowed(permit: &Permit, request: &Request) -> Result<Vec<String>, Refusal> {
                 Hook::Xdp { mode, .. } => format!("{mode:?}").to_lowercase(),
                 Hook::Tcx { direction, order, .. } => format!("{direction:?} {order:?}").to_lowercase(),
                 Hook::CgroupSkb { direction, .. } => format!("{direction:?}").to_lowercase(),
-                Hook::Uprobe { at_return: true, .. } => "return".to_owned(),
+                Hook::Uprobe { at_return: true, .. } | Hook::Kprobe { at_return: true, .. } => {
+                    "return".to_owned()
+                }
                 _ => String::new(),
             };
             let fd = if rule.link_fd { "link_fd" } else { "" };

@@ -9,7 +9,7 @@ use super::places::{Places, Step};
 use super::{INVALID, Source, app_of, files_in};
 use bpfgate_client::hex;
 use bpfgate_protocol::description::{Description, Program, Shape, Variable};
-use bpfgate_protocol::functions;
+use bpfgate_protocol::functions::Function;
 use bpfgate_protocol::hooks::ROWS;
 use bpfgate_protocol::inspect;
 use bpfgate_protocol::names::{AppName, GlobalName, ObjectName};
@@ -226,14 +226,14 @@ impl<'s> Checks<'s> {
         if let Some(wish) = &found.wish {
             self.error(path.clone(), wish, None);
         }
-        let mut called = BTreeSet::new();
+        let mut called: BTreeSet<Function> = BTreeSet::new();
         for rule in &object.programs {
             let row = rule.hook.kind().row();
             let span =
                 self.places.value(&below(name, &[row.key.into(), Step::Line(rule.line), "program".into()]));
             if let Some(program) = found.programs.iter().find(|program| program.name == rule.program.as_str())
             {
-                called.extend(&program.functions);
+                called.extend(program.functions.iter().cloned());
                 self.targets(name, rule, &program.section);
                 self.program(span, (name, object), rule, program);
             } else {
@@ -244,9 +244,8 @@ impl<'s> Checks<'s> {
             }
         }
         for function in object.functions.difference(&called) {
-            let function = functions::name(*function).unwrap_or_default();
-            let span = self.places.value(&below(name, &["helpers".into(), "allow".into()]));
-            let why = format!("no program that this policy names calls bpf_{function}");
+            let span = self.places.value(&below(name, &["helpers".into(), function.key().into()]));
+            let why = format!("no program that this policy names calls {function}");
             self.warning(span, why, Some("leave it out".to_owned()));
         }
         self.maps(name, object, found, path);
@@ -310,7 +309,7 @@ impl<'s> Checks<'s> {
             self.error(span.clone(), format!("program {}: {why}", program.name), None);
         }
         for function in &program.functions {
-            if let Err(refusal) = inspect::granted(name, object, *function) {
+            if let Err(refusal) = inspect::granted(name, object, function) {
                 self.error(span.clone(), refusal.why, None);
             }
         }

@@ -7,11 +7,11 @@ use super::super::output;
 use super::objects::{self, Undescribed};
 use bpfgate_client::{cpus, hex};
 use bpfgate_protocol::description::{Description, Map, Program, Shape};
-use bpfgate_protocol::functions;
+use bpfgate_protocol::functions::Function;
 use bpfgate_protocol::hooks::{Capability, Kind, ROWS};
 use bpfgate_protocol::inspect::{self, map_type_name};
 use bpfgate_protocol::names::{
-    AbsolutePath, AppName, GlobalName, MapName, ObjectName, Pattern, ProgramName, SymbolName,
+    AbsolutePath, AppName, FunctionName, GlobalName, MapName, ObjectName, Pattern, ProgramName, SymbolName,
 };
 use bpfgate_protocol::policy::Limits;
 use sha2::{Digest, Sha256};
@@ -220,8 +220,8 @@ impl Facts {
     fn add_functions(&self, text: &mut String) {
         let called =
             self.programs().filter(|(_, kind)| kind.is_some()).flat_map(|(program, _)| &program.functions);
-        let granted: BTreeMap<&str, &str> =
-            called.filter_map(|id| Some((functions::name(*id)?, functions::needs_grant(*id)?))).collect();
+        let granted: BTreeMap<&Function, &str> =
+            called.filter_map(|function| Some((function, function.needs_grant()?))).collect();
         if granted.is_empty() {
             return;
         }
@@ -230,11 +230,17 @@ impl Facts {
             "\n# Its programs call functions that act beyond their own data. Without this grant they are not loaded:\n\
              # take the # off if that is what they are meant to do.\n"
         );
-        for (name, what) in &granted {
-            let _ = writeln!(text, "#   bpf_{name} {what}");
+        for (function, what) in &granted {
+            let _ = writeln!(text, "#   {function} {what}");
         }
-        let names = granted.keys().map(|name| format!("\"bpf_{name}\"")).collect::<Vec<_>>().join(", ");
-        let _ = writeln!(text, "[objects.{}.helpers]\n# allow = [{names}]", self.name);
+        let _ = writeln!(text, "[objects.{}.helpers]", self.name);
+        for key in ["allow", "kfuncs"] {
+            let of_key = granted.keys().filter(|function| function.key() == key);
+            let names = of_key.map(|function| format!("\"{function}\"")).collect::<Vec<_>>().join(", ");
+            if !names.is_empty() {
+                let _ = writeln!(text, "# {key} = [{names}]");
+            }
+        }
     }
 
     fn add_bounds(&self, text: &mut String) {
@@ -292,10 +298,16 @@ fn add_client(text: &mut String, user: Option<&str>) {
 
 /// The hook for a program of this type and section.
 fn kind(program: &Program) -> Option<Kind> {
-    let row = ROWS.iter().find(|row| row.prog_type == program.prog_type)?;
-    // Programs for functions of the kernel are of the same type.
-    let of_kernel = row.kind == Kind::Uprobe && !program.section.trim_start_matches('?').starts_with('u');
-    (!of_kernel).then_some(row.kind)
+    let section = program.section.trim_start_matches('?');
+    // Several hooks have one type.
+    let fits = |kind| match kind {
+        Kind::Uprobe => section.starts_with('u'),
+        Kind::Kprobe => section.starts_with("kprobe") || section.starts_with("kretprobe"),
+        Kind::Fentry => section.starts_with("fentry"),
+        Kind::Fexit => section.starts_with("fexit"),
+        _ => true,
+    };
+    ROWS.iter().find(|row| row.prog_type == program.prog_type && fits(row.kind)).map(|row| row.kind)
 }
 
 /// The keys of a hook: what the section says, or what has to be filled in.
@@ -340,6 +352,30 @@ fn add_targets(text: &mut String, kind: Kind, section: &str, interfaces: &[Strin
                 }
             };
             let at_return = section.trim_start_matches('?').starts_with("uret");
+            let _ = writeln!(
+                text,
+                "return = {at_return} # true: when the function returns; false: when it is called"
+            );
+        }
+        Kind::Fentry | Kind::Fexit => {
+            let function = names.and_then(|name| name.parse::<FunctionName>().ok());
+            let _ = match function {
+                Some(function) => writeln!(text, "function = \"{function}\""),
+                None => {
+                    writeln!(text, "function = \"\"{GAP}a function of the kernel, such as \"cap_capable\"")
+                }
+            };
+        }
+        Kind::Kprobe => {
+            let function =
+                names.and_then(|name| name.parse::<FunctionName>().ok()).map(|name| name.to_string());
+            add_list(
+                text,
+                "functions",
+                function.as_slice(),
+                "functions of the kernel, such as [\"cap_capable\"]",
+            );
+            let at_return = section.trim_start_matches('?').starts_with("kret");
             let _ = writeln!(
                 text,
                 "return = {at_return} # true: when the function returns; false: when it is called"

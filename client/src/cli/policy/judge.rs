@@ -146,6 +146,7 @@ fn target_of(
         ClientTarget::Uprobe { binary, symbol } => {
             binary.parse().and_then(|binary| Ok(Target::Symbol { binary, symbol: symbol.parse()? }))
         }
+        ClientTarget::Function(name) => name.parse().map(Target::Function),
         other => return Err(Refusal::unsupported(format!("{other} is a target of another version"))),
     };
     target.map_err(|error| Refusal::invalid(error.to_string()))

@@ -143,6 +143,8 @@ fn hook_miss(hook: &Hook, target: Option<&ClientTarget>) -> String {
         Hook::Uprobe { binary, symbols, .. } => {
             ("function", list(symbols.iter().map(|symbol| format!("{binary}:{symbol}"))))
         }
+        Hook::Fentry { function } | Hook::Fexit { function } => ("function", function.to_string()),
+        Hook::Kprobe { functions, .. } => ("function", list(functions)),
         Hook::SocketFilter => {
             return "a socket filter is attached by the client itself, to its own sockets".to_owned();
         }

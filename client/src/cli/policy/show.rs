@@ -6,7 +6,7 @@ use super::super::output::{self, Style, Table};
 use super::places::{Places, Step};
 use super::{Source, app_of, file_of, invalid};
 use bpfgate_client::hex;
-use bpfgate_protocol::functions;
+use bpfgate_protocol::functions::{self, Function};
 use bpfgate_protocol::names::{EventName, ObjectName};
 use bpfgate_protocol::policy::report::position;
 use bpfgate_protocol::policy::{
@@ -137,8 +137,11 @@ fn print_tables(source: &Source) -> Result<(), Failure> {
             rest.row([&name, &"global", &global, &format_args!("{min} to {max}"), line]);
         }
         for function in functions {
-            let function = functions::name(*function).unwrap_or_default();
-            rest.row([&name, &"function", &format_args!("bpf_{function}"), &"allowed", &""]);
+            let what = match function {
+                Function::Helper(_) => "function",
+                Function::Kernel(_) => "kfunc",
+            };
+            rest.row([&name, &what, function, &"allowed", &""]);
         }
     }
     output::print(&format_args!("\n{objects}\n{programs}\n{rest}"))?;
@@ -229,7 +232,14 @@ fn object((name, object): (&ObjectName, &Object)) -> Value {
         .iter()
         .map(|(name, range)| json!({"name": name, "min": range.min, "max": range.max, "line": range.line}))
         .collect();
-    let functions: Vec<Option<&str>> = object.functions.iter().map(|id| functions::name(*id)).collect();
+    let helpers = object.functions.iter().filter_map(|function| match function {
+        Function::Helper(id) => functions::name(*id),
+        Function::Kernel(_) => None,
+    });
+    let kfuncs = object.functions.iter().filter_map(|function| match function {
+        Function::Kernel(name) => Some(name.as_str()),
+        Function::Helper(_) => None,
+    });
     json!({
         "name": name,
         "path": object.path,
@@ -238,7 +248,8 @@ fn object((name, object): (&ObjectName, &Object)) -> Value {
         "programs": programs,
         "maps": maps,
         "globals": globals,
-        "helpers": functions,
+        "helpers": helpers.collect::<Vec<_>>(),
+        "kfuncs": kfuncs.collect::<Vec<_>>(),
         "line": object.line,
     })
 }
@@ -274,5 +285,10 @@ fn targets(hook: &Hook) -> Vec<String> {
             symbols.iter().map(|symbol| format!("{binary}:{symbol}{when}")).collect()
         }
         Hook::SocketFilter => Vec::new(),
+        Hook::Fentry { function } | Hook::Fexit { function } => vec![function.to_string()],
+        Hook::Kprobe { functions, at_return } => {
+            let when = if *at_return { " (return)" } else { "" };
+            functions.iter().map(|function| format!("{function}{when}")).collect()
+        }
     }
 }

@@ -89,8 +89,9 @@ fn key_schema(table: &str, key: &Key) -> Value {
         }
     };
     // An empty list of functions allows nothing, and says so.
-    if (table, key.name.as_str()) == ("Helpers", "allow") {
-        merge(&mut schema, json!({"minItems": 0, "uniqueItems": false}));
+    if table == "Helpers" {
+        let may_repeat = key.name == "allow";
+        merge(&mut schema, json!({"minItems": 0, "uniqueItems": !may_repeat}));
     }
     // To say a right twice is no mistake.
     if (table, key.name.as_str()) == ("Client", "may") {

@@ -147,6 +147,12 @@ binary = "/b"
 symbols = ["s"]
 [[objects.o.socket_filter]]
 program = "f"
+[[objects.o.fentry]]
+program = "g"
+function = "f"
+[[objects.o.kprobe]]
+program = "h"
+functions = ["f"]
 "#;
 
 /// Where an entry of a struct is in a file.
@@ -157,7 +163,7 @@ fn defaults() -> BTreeMap<String, Toml> {
     let written: Toml = toml::from_str(LEAST).unwrap();
     let printed: Toml = toml::from_str(&parse(LEAST).unwrap().toml().to_string()).unwrap();
     let hook = |table: &Toml, key: &str| table["objects"]["o"][key][0].as_table().cloned().unwrap();
-    let places: [(&str, Place<'_>); 12] = [
+    let places: [(&str, Place<'_>); 14] = [
         ("File", &|file| file.clone()),
         ("Client", &|file| file["client"][0].as_table().cloned().unwrap()),
         ("Object", &|file| file["objects"]["o"].as_table().cloned().unwrap()),
@@ -170,6 +176,8 @@ fn defaults() -> BTreeMap<String, Toml> {
         ("Events", &|file| hook(file, "raw_tracepoint")),
         ("Uprobe", &|file| hook(file, "uprobe")),
         ("SocketFilter", &|file| hook(file, "socket_filter")),
+        ("Traced", &|file| hook(file, "fentry")),
+        ("Kprobe", &|file| hook(file, "kprobe")),
     ];
     let mut all = BTreeMap::new();
     for (name, place) in places {

@@ -3,8 +3,8 @@
 
 use bpfgate_protocol::functions::BY_GRANT;
 use bpfgate_protocol::names::{
-    AbsolutePath, EventName, GlobalName, MapName, NameError, ObjectName, Pattern, ProgramName, SliceName,
-    SymbolName, UnitName,
+    AbsolutePath, EventName, FunctionName, GlobalName, MapName, NameError, ObjectName, Pattern, ProgramName,
+    SliceName, SymbolName, UnitName,
 };
 use bpfgate_protocol::policy::{
     Access, Direction, Keep, Limits, OWN_CGROUP, Order, Require, Right, Sandboxing, UnitCheck, XdpMode,
@@ -36,6 +36,7 @@ fn words<T>(words: &[(&str, T)]) -> Values {
 }
 
 const IDENTIFIER: &str = r"^[A-Za-z_][A-Za-z0-9_]{0,126}$";
+const FUNCTION: &str = r"^[A-Za-z_][A-Za-z0-9_.]{0,126}$";
 const MAP: &str = r"^(\.[A-Za-z_.]|[A-Za-z_])[A-Za-z0-9_.]{0,62}$";
 const PATH: &str = r"^(/(?!\.{1,2}(/|$))[^/\u0000-\u001f\u007f-\u009f]+)+$";
 
@@ -88,6 +89,9 @@ pub(crate) fn values(table: &str, key: &str) -> Values {
         ("Helpers", "allow") => {
             let names = BY_GRANT.iter().flat_map(|(name, _)| [format!("bpf_{name}"), (*name).to_owned()]);
             Values::Words(names.collect())
+        }
+        ("Traced", "function") | ("Kprobe", "functions") | ("Helpers", "kfuncs") => {
+            Values::Name(FUNCTION, sentence::<FunctionName>())
         }
         ("Limits", "programs") => most(limits.programs),
         ("Limits", "maps") => most(limits.maps),
