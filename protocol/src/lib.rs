@@ -10,6 +10,7 @@
 //! | [`inspect`] | what the helper checks in maps and instructions before it asks the kernel |
 //! | [`description`] | what an object file holds, for people who write policies |
 //! | [`hooks`] | one row per kind of program |
+//! | [`demands`] | which capabilities the kernel demands for every type of program and map |
 //! | [`identity`] | who a connected client is, as the kernel says |
 //! | [`pidfd`] | the two questions to the kernel about a process that no library asks yet |
 //! | [`table`] | fields by their names, and in no other way |
@@ -20,6 +21,7 @@ pub mod audit;
 pub mod authorize;
 pub mod channel;
 pub mod codec;
+pub mod demands;
 pub mod description;
 pub mod functions;
 pub mod hooks;

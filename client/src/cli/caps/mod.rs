@@ -1,0 +1,28 @@
+//! `bpfgate caps`: which capabilities are needed and why, who holds them, who was given too many or too few. Nothing here
+//! needs privilege: what /proc, unit files and policies say is there for everybody.
+
+pub(crate) mod kernel;
+pub(crate) mod process;
+pub(crate) mod promise;
+pub(crate) mod set;
+mod show;
+
+use super::Outcome;
+use clap::Subcommand;
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum CapsCommand {
+    /// Show the capability sets of processes, and whether bpfgate's are as promised
+    ///
+    /// Promised is: broker and loaders hold nothing, a helper holds what its policy needs and nothing else, all of
+    /// them gain nothing by exec and are under seccomp. The securebits of other processes cannot be read.
+    ///
+    /// Exit codes: 0 every process is as promised, or nothing is promised of it; 1 one is not.
+    Show(show::Args),
+}
+
+pub(crate) fn run(command: &CapsCommand) -> Outcome {
+    match command {
+        CapsCommand::Show(args) => show::run(args),
+    }
+}
