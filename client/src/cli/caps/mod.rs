@@ -2,6 +2,7 @@
 //! needs privilege: what /proc, unit files and policies say is there for everybody.
 
 pub(crate) mod kernel;
+pub(crate) mod need;
 pub(crate) mod process;
 pub(crate) mod promise;
 pub(crate) mod set;
@@ -19,10 +20,16 @@ pub(crate) enum CapsCommand {
     ///
     /// Exit codes: 0 every process is as promised, or nothing is promised of it; 1 one is not.
     Show(show::Args),
+    /// Say which capabilities a policy or an object needs, and why
+    ///
+    /// For a policy: what its helper is given. For an object: what it takes to load it, and which ways to attach its
+    /// programs take more.
+    Need(need::Args),
 }
 
 pub(crate) fn run(command: &CapsCommand) -> Outcome {
     match command {
         CapsCommand::Show(args) => show::run(args),
+        CapsCommand::Need(args) => need::run(args),
     }
 }
