@@ -251,6 +251,7 @@ mod tests {
     use bpfgate_protocol::description::{Map, Program};
     use bpfgate_protocol::messages::loader::{MapCreate, Purpose};
     use bpfgate_protocol::policy::file::Accounts;
+    use std::collections::BTreeSet;
 
     fn object(programs: &[(u32, &str)], maps: &[u32]) -> Description {
         let program = |(prog_type, section): &(u32, &str)| Program {
@@ -259,7 +260,7 @@ mod tests {
             prog_type: *prog_type,
             flags: 0,
             instructions: 2,
-            functions: Default::default(),
+            functions: BTreeSet::default(),
             refused: None,
         };
         let map = |map_type: &u32| Map {

@@ -58,7 +58,7 @@ fn broker(socket: Option<&Path>) -> Line {
 
 /// Units that systemd has given up.
 fn failed() -> Vec<Line> {
-    let failed = status::units().into_iter().filter(|unit| unit.has_failed());
+    let failed = status::units().into_iter().filter(status::Unit::has_failed);
     failed
         .map(|unit| {
             let todo =

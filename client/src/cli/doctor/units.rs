@@ -245,7 +245,7 @@ impl Compared<'_> {
     }
 
     fn from(&self) -> String {
-        self.is.files.first().map(PathBuf::as_path).unwrap_or(Path::new(self.name)).display().to_string()
+        self.is.files.first().map_or(Path::new(self.name), PathBuf::as_path).display().to_string()
     }
 
     fn reinstall(&self) -> String {
