@@ -5,7 +5,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
-.PHONY: all build bpf deps machine-deps install uninstall deb test systemd-test vm-test stage demo bench fuzz reference lint clean help
+.PHONY: all build bpf deps machine-deps install uninstall deb test systemd-test vm-test stage demo bench fuzz reference caps-table lint clean help
 
 # rustup puts cargo where a shell finds it only after the next login.
 ifndef CARGO
@@ -227,6 +227,9 @@ fuzz: $(CARGO_FUZZ) ## Fuzz parser, printer and evaluator of policies, a minute 
 reference: ## Write the tables of policies/README.md and the schema for editors from the types
 	$(CARGO) test --locked -p bpfgate-policy-tests --test manual -- --quiet --ignored write
 
+caps-table: ## Write the tables of docs/capabilities.md as the running kernel has them (root)
+	$(CARGO) test --locked -p bpfgate-tests --test caps_need -- --quiet --ignored write
+
 lint: deps ## Formatting and clippy, without a warning
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
@@ -235,4 +238,4 @@ clean: ## Remove everything that was built
 	rm -rf target
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

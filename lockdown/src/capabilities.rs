@@ -93,8 +93,8 @@ const TO_MAKE_HELPERS: [caps::Capability; 8] = [
     caps::Capability::CAP_KILL,
 ];
 
-/// Gives up everything that is not needed to make helpers, for this process and all that it starts.
-pub fn keep_to_make_helpers() -> Result<(), Fatal> {
+/// The capabilities that a process needs on this machine that makes helpers.
+pub fn to_make_helpers() -> CapsHashSet {
     let mut set: CapsHashSet = TO_MAKE_HELPERS.into_iter().collect();
     // Debian and Ubuntu let nobody else open the perf events of tracepoints, which helpers do before they give up
     // everything.
@@ -102,6 +102,12 @@ pub fn keep_to_make_helpers() -> Result<(), Fatal> {
     if paranoid.trim().parse::<i32>().is_ok_and(|level| level > 2) {
         set.insert(caps::Capability::CAP_SYS_ADMIN);
     }
+    set
+}
+
+/// Gives up everything that is not needed to make helpers, for this process and all that it starts.
+pub fn keep_to_make_helpers() -> Result<(), Fatal> {
+    let set = to_make_helpers();
     for other in caps::all().difference(&set) {
         caps::drop(None, CapSet::Bounding, *other).step("reducing the bounding set")?;
     }

@@ -102,12 +102,15 @@ fn rule(condition: Result<SeccompCondition, seccompiler::BackendError>) -> Resul
     SeccompRule::new(vec![condition.step("seccomp: condition")?]).step("seccomp: rule")
 }
 
+/// So many filters a process gets here, on top of those that it was born with.
+pub const FILTERS: u32 = 2;
+
 /// Installs both filters; from here on a call without a row ends the process. Gives the number of filters.
 pub fn restrict(rows: &[Row]) -> Result<u32, Fatal> {
     let (soft, hard) = compile(rows)?;
     apply_filter(&soft).step("seccomp: installing the soft filter")?;
     apply_filter(&hard).step("seccomp: installing the filter")?;
-    Ok(2)
+    Ok(FILTERS)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 //! | [`description`] | what an object file holds, for people who write policies |
 //! | [`btf`] | functions of the kernel, by name |
 //! | [`hooks`] | one row per kind of program |
+//! | [`demands`] | which capabilities the kernel demands for every type of program and map |
 //! | [`identity`] | who a connected client is, as the kernel says |
 //! | [`pidfd`] | the two questions to the kernel about a process that no library asks yet |
 //! | [`table`] | fields by their names, and in no other way |
@@ -22,6 +23,7 @@ pub mod authorize;
 pub mod btf;
 pub mod channel;
 pub mod codec;
+pub mod demands;
 pub mod description;
 pub mod functions;
 pub mod hex;

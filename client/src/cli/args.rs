@@ -1,4 +1,5 @@
-//! Every command, argument and flag, once: parser and help come from here.
+//! Every command, argument and flag, once: parser and help come from here; those of `caps` and `doctor` stand beside
+//! what they do.
 #![allow(clippy::doc_markdown, reason = "these comments are help texts, which show no Markdown")]
 
 use std::ffi::OsString;
@@ -9,6 +10,8 @@ use std::time::Duration;
 use bpfgate_client::{InstanceId, LinkId, LoadOptions, TargetWord};
 use clap::{Args, Parser, Subcommand};
 
+use super::caps::CapsCommand;
+use super::doctor;
 use super::number::Format;
 use super::output::Style;
 
@@ -81,6 +84,17 @@ pub(crate) enum Command {
     ///
     /// Reads the journal, as root or as a member of its groups; or a file that the broker was given with --audit.
     Audit(AuditArgs),
+    /// Show which capabilities are needed and why, who holds them, and who has too many or too few
+    Caps {
+        #[command(subcommand)]
+        command: CapsCommand,
+    },
+    /// Check kernel, settings, units and processes, and say what to do about what is wrong
+    ///
+    /// ok: as it should be. warning: it works, and could be safer or do more. fault: something does not work, or a
+    /// promise is broken. Needs no privilege; root sees more. Exit codes: 0 no fault, 1 a fault, or a warning with
+    /// --strict.
+    Doctor(doctor::Args),
     /// Show what runs: broker, helpers, units, capabilities, sandbox, objects
     Status {
         #[command(flatten)]

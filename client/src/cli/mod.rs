@@ -4,6 +4,8 @@ mod apply;
 mod args;
 mod attach;
 mod audit;
+mod caps;
+mod doctor;
 mod exec;
 mod failure;
 mod load;
@@ -14,6 +16,7 @@ mod policy;
 mod show;
 mod signals;
 mod status;
+mod unit_files;
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -48,6 +51,8 @@ pub(crate) fn run() -> ExitCode {
         Command::Exec(args) => exec::run(socket, args),
         Command::Policy { command } => policy::run(command),
         Command::Audit(args) => audit::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Caps { command } => caps::run(command),
+        Command::Doctor(args) => doctor::run(socket, args),
         Command::Status { style } => status::run(socket, style.into()),
     };
     outcome.unwrap_or_else(Failure::report)

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use bpfgate_client::admin::{Admin, BrokerStatus, Survey};
-use bpfgate_protocol::hooks::Capability;
 use serde::Serialize;
 use serde_json::json;
 
+use super::caps::set::CapSet;
 use super::failure::{Failure, say};
 use super::output::{self, Style, Table};
 use super::{Outcome, connect};
@@ -18,7 +18,7 @@ const INTERFACE: &str = "io.bpfgate";
 
 /// A unit of bpfgate, as systemd and /proc have it.
 #[derive(Debug, Default, Serialize)]
-struct Unit {
+pub(super) struct Unit {
     name: String,
     /// `active (running)`.
     state: String,
@@ -31,6 +31,17 @@ struct Unit {
     capabilities: Vec<String>,
     no_new_privileges: bool,
     seccomp_filters: u32,
+}
+
+impl Unit {
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// systemd does not start it again.
+    pub(super) fn has_failed(&self) -> bool {
+        self.state.starts_with("failed ")
+    }
 }
 
 pub(crate) fn run(socket: Option<&Path>, style: Style) -> Outcome {
@@ -155,7 +166,7 @@ fn ask_admin(units: &[Unit]) -> Result<(BrokerStatus, Vec<(String, Survey)>), bp
 }
 
 /// The units of bpfgate; none where systemd is not the service manager, or has none of them.
-fn units() -> Vec<Unit> {
+pub(super) fn units() -> Vec<Unit> {
     if !Path::new("/run/systemd/system").is_dir() {
         return Vec::new();
     }
@@ -188,19 +199,10 @@ fn unit(block: &str) -> Option<Unit> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let field =
         |name: &str| status.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()));
-    unit.capabilities = names(u64::from_str_radix(field("CapEff").unwrap_or("0"), 16).unwrap_or(0));
+    unit.capabilities = CapSet::from_mask(field("CapEff").unwrap_or("0")).unwrap_or_default().names();
     unit.no_new_privileges = field("NoNewPrivs") == Some("1");
     unit.seccomp_filters = field("Seccomp_filters").and_then(|number| number.parse().ok()).unwrap_or(0);
     Some(unit)
-}
-
-/// Capabilities of a mask. Others than a helper may have should not be there, and are shown by number.
-fn names(mask: u64) -> Vec<String> {
-    let name = |bit: u32| {
-        let known = Capability::ALL.iter().find(|capability| capability.bit() == bit);
-        known.map_or_else(|| format!("capability {bit}"), |capability| capability.name().to_owned())
-    };
-    (0..64).filter(|bit| mask & (1 << bit) != 0).map(name).collect()
 }
 
 #[cfg(test)]
@@ -214,11 +216,5 @@ mod tests {
         assert_eq!((got.name.as_str(), got.state.as_str()), ("bpfgate.service", "active (running)"));
         assert_eq!((got.restarts.as_str(), got.pid), ("3", 0));
         assert!(unit("Id=x\nLoadState=not-found").is_none());
-    }
-
-    #[test]
-    fn capabilities_have_names() {
-        assert_eq!(names(0x80_0000_1000), ["CAP_NET_ADMIN", "CAP_BPF"]);
-        assert_eq!(names(1 << 21), ["capability 21"]);
     }
 }

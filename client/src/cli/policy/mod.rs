@@ -14,6 +14,9 @@ mod places;
 mod show;
 mod who;
 
+pub(super) use objects::{Undescribed, describe, read as read_object};
+pub(super) use show::path;
+
 use super::Outcome;
 use super::args::PolicyCommand;
 use super::failure::{Failure, say};
@@ -43,13 +46,13 @@ pub(crate) fn run(command: &PolicyCommand) -> Outcome {
 }
 
 /// A policy with the text that it was read from, whoever owns the file.
-struct Source {
+pub(super) struct Source {
     text: String,
-    policy: Policy,
+    pub(super) policy: Policy,
 }
 
 impl Source {
-    fn read(path: &Path) -> Result<Self, PolicyError> {
+    pub(super) fn read(path: &Path) -> Result<Self, PolicyError> {
         let name = path.display().to_string();
         let accounts = Accounts::read().map_err(|error| {
             PolicyError::of_file(&name, format!("/etc/passwd or /etc/group: {error}"), None)
@@ -66,7 +69,7 @@ impl Source {
 }
 
 /// Says what is wrong with a policy; the exit code that goes with it.
-fn invalid(error: &PolicyError) -> ExitCode {
+pub(super) fn invalid(error: &PolicyError) -> ExitCode {
     say(&output::clean_lines(&error.to_string()));
     ExitCode::from(INVALID)
 }

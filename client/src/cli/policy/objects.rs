@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Why there is no description.
-pub(super) enum Undescribed {
+pub(in crate::cli) enum Undescribed {
     /// There is nobody to ask: a sentence.
     NoLoader(String),
     /// It is no object, or one that libbpf cannot open: a sentence.
@@ -22,7 +22,7 @@ pub(super) enum Undescribed {
 }
 
 /// The bytes of an object file; or a part of a sentence about the file.
-pub(super) fn read(path: &Path) -> Result<Vec<u8>, String> {
+pub(in crate::cli) fn read(path: &Path) -> Result<Vec<u8>, String> {
     let fail = |error: std::io::Error| format!("cannot be read: {error}");
     let file = File::open(path).map_err(fail)?;
     if !file.metadata().map_err(fail)?.is_file() {
@@ -53,7 +53,7 @@ pub(super) fn place(path: &str, directory: Option<&Path>) -> PathBuf {
 }
 
 /// What is in an object.
-pub(super) fn describe(bytes: &[u8]) -> Result<Description, Undescribed> {
+pub(in crate::cli) fn describe(bytes: &[u8]) -> Result<Description, Undescribed> {
     let loader = loader();
     let no_loader = |why: String| {
         Undescribed::NoLoader(format!("objects cannot be looked into: {} {why}", loader.display()))

@@ -46,7 +46,7 @@ pub(super) fn run(policy: &str, unit: bool, style: Style) -> Outcome {
 }
 
 /// A file, or the installed policy of an app.
-fn path(policy: &str) -> Result<PathBuf, Failure> {
+pub(in crate::cli) fn path(policy: &str) -> Result<PathBuf, Failure> {
     let is_file = policy.contains('/') || Path::new(policy).extension().is_some_and(|end| end == "toml");
     if is_file {
         return Ok(policy.into());
