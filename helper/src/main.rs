@@ -1,6 +1,6 @@
 //! `bpfgate-helper APP`: the one process of an app that holds capabilities. It parses one root-owned policy file,
-//! opens what that names, locks itself down, and from then on takes typed, bounded messages only; and, when it is
-//! changed, that file again ([`adopt`]).
+//! opens what that names, looks up the functions of the kernel that it names ([`functions`]), locks itself down, and from
+//! then on takes typed, bounded messages only; and, when it is changed, that file again ([`adopt`]).
 //!
 //! `run_helper` below is the start-up, top to bottom; every step fails closed. Under systemd it is started when the
 //! broker knocks, and what it is to keep outlives it ([`store`]). `bpfgate-helper --spawner` is PID 1's stand-in where

@@ -229,3 +229,35 @@ impl State {
         self.store.manager.ready(&status).step("telling the service manager")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As helpers before the second version have written it: one instance, whose programs call `bpf_send_signal`.
+    #[test]
+    fn a_record_of_the_first_version_is_read() {
+        let long = |number: u64| number.to_le_bytes().to_vec();
+        let short = |number: u32| number.to_le_bytes().to_vec();
+        let name = |text: &str| [long(text.len() as u64), text.into()].concat();
+        let bytes = [
+            // V1; last_instance, last_link, network; one instance: id, object, digest, map_bytes.
+            short(0),
+            [7, 3, 4, 5, 1, 7].map(long).concat(),
+            name("flow"),
+            vec![9; 32],
+            long(64),
+            // One function; no globals; one program, xdp and without a descriptor, number 8; no maps, no links.
+            [long(1), short(109), long(0), long(1)].concat(),
+            name("count"),
+            [short(0), vec![0], short(8), long(0), long(0)].concat(),
+        ]
+        .concat();
+        let record = codec::decode::<Versioned>(&bytes).unwrap().record();
+        assert_eq!((record.last_instance, record.last_link, record.network), (7, 3, (4, 5)));
+        let [InstanceRecord { granted, digest, programs, .. }] = &record.instances[..] else { panic!() };
+        assert_eq!(granted.functions, [Function::Helper(109)].into());
+        assert!(granted.bound.is_empty() && *digest == [9; 32]);
+        assert_eq!((programs[0].0.name.as_str(), programs[0].1), ("count", 8));
+    }
+}

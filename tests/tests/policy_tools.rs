@@ -109,7 +109,7 @@ fn follow(draft: &str) -> String {
             }
             None => line.replace("\"...\"", "\"daemon\""),
         };
-        let commented = ["# [[client]]", "# user = ", "# may = ", "# allow = "];
+        let commented = ["# [[client]]", "# user = ", "# may = ", "# allow = ", "# kfuncs = "];
         let taken_off = commented.iter().any(|start| line.starts_with(start));
         text += if taken_off { &line[2..] } else { &line };
         text.push('\n');
@@ -135,7 +135,8 @@ fn every_draft_is_valid_once_its_comments_were_followed() {
         drafts += 1;
         let path = desk.write("app.toml", &draft.out);
         let check = desk.run("check app.toml");
-        let has_gaps = draft.out.contains(" # FILL IN: ") || draft.out.contains("# allow = ");
+        let has_gaps =
+            [" # FILL IN: ", "# allow = ", "# kfuncs = "].iter().any(|gap| draft.out.contains(gap));
         assert_eq!(check.code, Some(if has_gaps { 4 } else { 0 }), "{}: {check:?}", object.display());
         // Whoever fills in nothing lets nobody in.
         assert!(!draft.out.lines().any(|line| line.starts_with("[[client]]")), "{}", draft.out);
@@ -287,6 +288,44 @@ fn functions_that_need_a_grant_are_found_wherever_they_are_called() {
             (Some(0), !calls),
             "{program}: {check:?}"
         );
+    }
+}
+
+/// By name: libbpf has not put numbers in yet.
+#[test]
+fn functions_of_the_kernel_are_found_by_name_and_those_that_nobody_may_call_are_refused() {
+    let desk = Desk::new("kfuncs");
+    let grant = |names: &str| format!("[objects.o.helpers]\nkfuncs = [{names}]\n");
+    let (lock, both) = ("\"bpf_rcu_read_lock\"", "\"bpf_rcu_read_lock\", \"bpf_rcu_read_unlock\"");
+    for (object, program, grant, code, says) in [
+        ("kfunc", "call_kfunc", String::new(), 4, "calls bpf_rcu_read_lock, which"),
+        ("kfunc", "call_kfunc", grant(lock), 4, "calls bpf_rcu_read_unlock, which"),
+        ("kfunc", "call_kfunc", grant(both), 0, ""),
+        ("kfunc", "call_kfunc", grant(&format!("{both}, \"vfs_read\"")), 0, "calls vfs_read"),
+        ("kfuncweak", "call_weak", grant(both), 4, "__weak"),
+        ("kfuncraw", "by_number", grant(both), 4, "by number"),
+        ("kfuncraw", "of_module", grant(both), 4, "of a kernel module"),
+        ("ksym", "store_address", String::new(), 4, "variable"),
+    ] {
+        let rule = format!("[[objects.o.xdp]]\nprogram = \"{program}\"\ninterfaces = [\"lo\"]\n");
+        desk.write("app.toml", &of_object(object, &(rule + &grant)));
+        let check = desk.run("check app.toml");
+        assert!(check.code == Some(code) && check.err.contains(says), "{object}, {says}: {check:?}");
+    }
+}
+
+/// The section says which hook and which function; where it does not, the author does.
+#[test]
+fn a_draft_of_programs_for_functions_of_the_kernel_has_their_hooks() {
+    let desk = Desk::new("traced");
+    let draft = desk.drafted(&bpf_object("traced")).out;
+    for rule in [
+        "[[objects.traced.fentry]] # section fentry/vfs_read\nprogram = \"on_call\"\nfunction = \"vfs_read\"\n",
+        "[[objects.traced.fexit]] # section fexit\nprogram = \"on_return\"\nfunction = \"\" # FILL IN: ",
+        "[[objects.traced.kprobe]] # section kprobe.multi\nprogram = \"on_probe\"\nfunctions = [] # FILL IN: ",
+        "program = \"on_probe_return\"\nfunctions = [] # FILL IN: functions of the kernel, such as [\"cap_capable\"]\nreturn = true",
+    ] {
+        assert!(draft.contains(rule), "no {rule:?} in\n{draft}");
     }
 }
 

@@ -132,7 +132,7 @@ impl Facts {
     /// The programs that a policy can name, each with its hook.
     fn programs(&self) -> impl Iterator<Item = (&Program, Option<Kind>)> {
         let named = self.found.programs.iter().filter(|program| program.name.parse::<ProgramName>().is_ok());
-        named.map(|program| (program, kind(program)))
+        named.map(|program| (program, kind(program).filter(|_| program.refused.is_none())))
     }
 
     fn add_programs(&self, text: &mut String, interfaces: &[String]) {
@@ -142,11 +142,10 @@ impl Facts {
         for (program, kind) in self.programs() {
             let section = output::clean(&program.section);
             let Some(kind) = kind else {
-                let _ = writeln!(
-                    text,
-                    "\n# {} (section {section}): there is no hook for programs like it.",
-                    program.name
-                );
+                let why = program.refused.as_ref();
+                let why =
+                    why.map_or("there is no hook for programs like it".to_owned(), |why| output::clean(why));
+                let _ = writeln!(text, "\n# {} (section {section}): {why}.", program.name);
                 continue;
             };
             let key = kind.row().key;
