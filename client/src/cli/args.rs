@@ -9,6 +9,7 @@ use std::time::Duration;
 use bpfgate_client::{InstanceId, LinkId, LoadOptions, TargetWord};
 use clap::{Args, Parser, Subcommand};
 
+use super::caps::CapsCommand;
 use super::number::Format;
 use super::output::Style;
 
@@ -77,6 +78,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: PolicyCommand,
     },
+    /// Show capabilities: who asks for which
+    Caps {
+        #[command(subcommand)]
+        command: CapsCommand,
+    },
     /// Show what was decided: who asked for what, the verdict, and the line of the policy that decided
     ///
     /// Reads the journal, as root or as a member of its groups; or a file that the broker was given with --audit.
@@ -115,7 +121,7 @@ pub(crate) struct AuditArgs {
 }
 
 /// A time span with its unit.
-fn ago(text: &str) -> Result<Duration, String> {
+pub(crate) fn ago(text: &str) -> Result<Duration, String> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     let seconds = match unit {

@@ -4,6 +4,7 @@ mod apply;
 mod args;
 mod attach;
 mod audit;
+mod caps;
 mod exec;
 mod failure;
 mod load;
@@ -47,6 +48,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Map { command: MapCommand::Set(args) } => map::set(socket, args),
         Command::Exec(args) => exec::run(socket, args),
         Command::Policy { command } => policy::run(command),
+        Command::Caps { command } => caps::run(socket, command),
         Command::Audit(args) => audit::run(args).map(|()| ExitCode::SUCCESS),
         Command::Status { style } => status::run(socket, style.into()),
     };
