@@ -52,8 +52,8 @@ impl Lines {
 /// The columns. What comes last may be long.
 pub(super) fn heading() -> String {
     row([
-        "TIME", "UID", "PID", "TID", "COMM", "CAP", "NAME", "AUDIT", "VERDICT", "COUNT", "UNIT", "USERNS",
-        "SYSCALL", "CLASS",
+        "TIME", "UID", "PID", "TID", "COMM", "CAP", "NAME", "AUDIT", "VERDICT", "CLASS", "COUNT", "UNIT",
+        "SYSCALL", "USERNS", "WHY",
     ])
 }
 
@@ -66,10 +66,6 @@ pub(super) fn line(check: &Observation) -> String {
         let kind = bpf.kind.as_ref().map_or(String::new(), |kind| format!(" {kind}"));
         let _ = write!(syscall, "({}{kind})", bpf.command);
     }
-    let class = match &check.class_reason {
-        Some(why) => format!("{}: {why}", check.class),
-        None => check.class.clone(),
-    };
     let audit = match check.audit {
         Some(true) => "yes",
         Some(false) => "no",
@@ -86,17 +82,18 @@ pub(super) fn line(check: &Observation) -> String {
         name,
         audit,
         check.verdict.word(),
+        &check.class,
         &check.count.to_string(),
         &unit,
+        &syscall,
         // The initial one is where nearly all of them are: PROC_USER_INIT_INO of include/linux/proc_ns.h.
         &if check.userns == 0xefff_fffd { "initial".to_owned() } else { check.userns.to_string() },
-        &syscall,
-        &class,
+        check.class_reason.as_deref().unwrap_or_default(),
     ])
 }
 
-fn row(cells: [&str; 14]) -> String {
-    const WIDTHS: [usize; 14] = [8, 6, 7, 7, 15, 3, 18, 5, 8, 6, 22, 10, 20, 0];
+fn row(cells: [&str; 15]) -> String {
+    const WIDTHS: [usize; 15] = [8, 5, 7, 7, 15, 3, 18, 5, 8, 11, 6, 20, 28, 10, 0];
     let mut text = String::new();
     for (cell, width) in cells.iter().zip(WIDTHS) {
         let _ = write!(text, "{:width$}  ", output::clean(cell));
@@ -125,12 +122,12 @@ mod tests {
                 "BPF",
                 "yes",
                 "denied",
+                "need",
                 "3",
                 "a.service",
-                "4026531840",
                 "bpf(PROG_LOAD",
                 "xdp)",
-                "need"
+                "4026531840"
             ]
         );
         let other = Observation {

@@ -73,16 +73,16 @@ impl Screen {
         Ok(screen)
     }
 
-    /// Adds what is new and draws, unless it is paused: then it is only added.
+    /// Adds what is new and draws; while it is paused, only the last line.
     pub(super) fn show(&mut self, new: &[Observation], account: &Account) -> Result<(), Failure> {
         for check in new {
             self.table.all.add(check.clone());
         }
-        if self.table.paused {
-            return Ok(());
-        }
         // A terminal that does not say how large it is has the size that terminals once had.
         let (width, height) = terminal_size().map_or((80, 24), |(width, height)| (width.0, height.0));
+        if self.table.paused {
+            return Ok(write(&format!("\x1b[{height};1Hpaused, {account}; p goes on\x1b[K"))?);
+        }
         Ok(write(&self.table.draw(account, usize::from(width), usize::from(height)))?)
     }
 
