@@ -141,6 +141,17 @@ install: ## Install below PREFIX (/usr/local, or /usr) and DESTDIR what `make bu
 	  systemd/shipped-policy $$policy $(PREFIX) open > $(DOC)/examples/$${policy##*/}; \
 	  chmod 644 $(DOC)/examples/$${policy##*/}; \
 	done
+	# In force as they are. Policies of packages are read in /usr/lib only; elsewhere one is the administrator's own, once
+	# it is there, and keeps all but the digest.
+	for policy in policies/shipped/*.toml; do \
+	  if [[ $(PREFIX) == /usr ]]; then installed=$(LIB)/bpfgate/policies/$${policy##*/}; \
+	  else installed=$(DESTDIR)/etc/bpfgate/policies/$${policy##*/}; fi; \
+	  if [[ $(PREFIX) != /usr && -e $$installed ]]; then \
+	    target/release/bpfgate policy pin --objects target/bpf $$installed; \
+	  else \
+	    systemd/shipped-policy $$policy $(PREFIX) shipped > $$installed; chmod 644 $$installed; \
+	  fi; \
+	done
 	# The administrator's own, once it is there.
 	policy=$(DESTDIR)/etc/bpfgate/policies/packet-counter.toml; \
 	if [[ ! -e $$policy ]]; then \
@@ -161,6 +172,7 @@ uninstall: ## Stop and remove what `make install` installed; policies and accoun
 	rm -f $(UNITS:%=$(LIB)/systemd/system/%) $(LIB)/sysusers.d/bpfgate.conf $(LIB)/tmpfiles.d/bpfgate.conf
 	rm -f $(EXAMPLES:target/bpf/%=$(LIB)/bpfgate/%)
 	rm -rf $(LIBEXEC) $(DOC) $(LIB)/bpfgate/policies/README
+	rm -f $(patsubst policies/shipped/%,$(LIB)/bpfgate/policies/%,$(wildcard policies/shipped/*.toml))
 	rmdir --ignore-fail-on-non-empty $(LIB)/bpfgate/policies $(LIB)/bpfgate 2>/dev/null || true
 	if $(RUNNING); then systemctl daemon-reload; rm -rf /run/bpfgate; fi
 

@@ -214,7 +214,7 @@ fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
 }
 
 /// The unit that a cgroup belongs to: the first part that is no slice. What a unit makes below itself is its own affair.
-fn unit_of(path: &str) -> Option<String> {
+pub fn unit_of(path: &str) -> Option<String> {
     let unit = path.split('/').find(|part| part.rsplit_once('.').is_none_or(|(_, kind)| kind != "slice"))?;
     let unit = unit.strip_prefix('_').unwrap_or(unit);
     let fine = unit.len() <= 255 && unit.contains('.') && unit.bytes().all(|b| b.is_ascii_graphic());

@@ -84,7 +84,7 @@ pub(crate) enum Command {
     ///
     /// Reads the journal, as root or as a member of its groups; or a file that the broker was given with --audit.
     Audit(AuditArgs),
-    /// Show which capabilities are needed and why, who holds them, and who has too many or too few
+    /// Show which capabilities are needed and why, who holds them, asks for them, has too many or too few
     Caps {
         #[command(subcommand)]
         command: CapsCommand,
@@ -129,7 +129,7 @@ pub(crate) struct AuditArgs {
 }
 
 /// A time span with its unit.
-fn ago(text: &str) -> Result<Duration, String> {
+pub(crate) fn ago(text: &str) -> Result<Duration, String> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     let seconds = match unit {

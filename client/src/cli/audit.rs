@@ -193,7 +193,7 @@ fn of_journal(entry: &Fields) -> Fields {
 
 /// A time as `2026-11-22T18:00:00Z`.
 #[allow(clippy::cast_possible_truncation, reason = "seconds of a calendar fit")]
-fn utc(seconds: f64) -> String {
+pub(super) fn utc(seconds: f64) -> String {
     let seconds = seconds as i64;
     let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     // The calendar of a proleptic year that begins in March: howardhinnant.github.io/date_algorithms.html

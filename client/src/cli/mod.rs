@@ -50,8 +50,8 @@ pub(crate) fn run() -> ExitCode {
         Command::Map { command: MapCommand::Set(args) } => map::set(socket, args),
         Command::Exec(args) => exec::run(socket, args),
         Command::Policy { command } => policy::run(command),
+        Command::Caps { command } => caps::run(socket, command),
         Command::Audit(args) => audit::run(args).map(|()| ExitCode::SUCCESS),
-        Command::Caps { command } => caps::run(command),
         Command::Doctor(args) => doctor::run(socket, args),
         Command::Status { style } => status::run(socket, style.into()),
     };

@@ -34,23 +34,34 @@ impl Signals {
     /// Waits for a signal, or for the end of `session` if there is one to watch.
     pub(crate) fn wait(&self, session: Option<BorrowedFd<'_>>) -> io::Result<Event> {
         loop {
-            if let Some(info) = self.0.read_signal()? {
-                return Ok(Event::Signal {
-                    number: info.ssi_signo.cast_signed(),
-                    from_terminal: info.ssi_code == SI_KERNEL,
-                });
-            }
-            let mut fds = vec![PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
-            // The broker never speaks first: readable means closed.
-            fds.extend(session.map(|session| PollFd::new(session, PollFlags::POLLIN)));
-            match poll(&mut fds, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-            if fds.get(1).is_some_and(|session| session.any().unwrap_or(true)) {
-                return Ok(Event::SessionEnded);
+            if let Some(event) = self.wait_for(session, None, PollTimeout::NONE)? {
+                return Ok(event);
             }
         }
+    }
+
+    /// The same, but without an event if there is something to read from `input` first, or the time is over.
+    pub(crate) fn wait_for(
+        &self,
+        session: Option<BorrowedFd<'_>>,
+        input: Option<BorrowedFd<'_>>,
+        timeout: PollTimeout,
+    ) -> io::Result<Option<Event>> {
+        let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut fds = vec![readable(self.0.as_fd())];
+        fds.extend(session.map(readable));
+        fds.extend(input.map(readable));
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        if let Some(info) = self.0.read_signal()? {
+            let from_terminal = info.ssi_code == SI_KERNEL;
+            return Ok(Some(Event::Signal { number: info.ssi_signo.cast_signed(), from_terminal }));
+        }
+        // The broker never speaks first: readable means closed.
+        let ended = session.is_some() && fds[1].any().unwrap_or(true);
+        Ok(ended.then_some(Event::SessionEnded))
     }
 }
 

@@ -8,9 +8,13 @@ pub(crate) mod process;
 pub(crate) mod promise;
 pub(crate) mod set;
 mod show;
+pub(crate) mod trace;
+
+use std::path::Path;
+
+use clap::Subcommand;
 
 use super::Outcome;
-use clap::Subcommand;
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum CapsCommand {
@@ -33,12 +37,22 @@ pub(crate) enum CapsCommand {
     ///
     /// Exit codes: 0 done; 1 failed or, with --check, something needed is not granted; 4 policy invalid.
     Delta(delta::Args),
+    /// Show which capabilities the kernel asks for, of whom, and what comes of it
+    ///
+    /// Each line is one kind of check: who, which capability, in which system call, how often since the line before of
+    /// the same kind. VERDICT is granted, denied, or harmless: denied, but the system call succeeded. CLASS tells what
+    /// a program needs from bookkeeping of the kernel, which asks and goes on either way.
+    ///
+    /// Needs no privilege: the policy of the app cap-trace says who may trace. Ends after --duration or with Ctrl-C; on
+    /// a terminal the table takes the screen: q ends it, p pauses it, s changes the order.
+    Trace(trace::Args),
 }
 
-pub(crate) fn run(command: &CapsCommand) -> Outcome {
+pub(crate) fn run(socket: Option<&Path>, command: &CapsCommand) -> Outcome {
     match command {
         CapsCommand::Show(args) => show::run(args),
         CapsCommand::Need(args) => need::run(args),
         CapsCommand::Delta(args) => delta::run(args),
+        CapsCommand::Trace(args) => trace::run(socket, args),
     }
 }

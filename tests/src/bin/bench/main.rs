@@ -11,6 +11,7 @@
 //! | `world` | directory, policies, broker, and the processes seen from outside |
 //! | `peers` | the two other processes of the measurements: a client without privilege, and the bare ping-pong |
 //! | `policies` | the measurements of policies |
+//! | `traced` | what a trace of capability checks costs |
 //! | `source` | sizes that are read from the source text |
 //! | `table` | the table, and `target/bench.json` |
 #![forbid(unsafe_code)]
@@ -20,6 +21,7 @@ mod peers;
 mod policies;
 mod source;
 mod table;
+mod traced;
 mod world;
 
 use nix::sched::{CloneFlags, unshare};
@@ -55,6 +57,10 @@ fn main() -> ExitCode {
         [] => supervise(),
         [WORKER, directory] => worker(Path::new(directory)).map(|()| ExitCode::SUCCESS),
         [peers::CONNECTOR, socket] => peers::connector(Path::new(socket)).map(|()| ExitCode::SUCCESS),
+        [traced::WORKLOAD, uid] => traced::workload(uid, None).map(|()| ExitCode::SUCCESS),
+        [traced::WORKLOAD, uid, cgroup] => {
+            traced::workload(uid, Some(Path::new(cgroup))).map(|()| ExitCode::SUCCESS)
+        }
         [peers::PONG] => peers::pong().map(|()| ExitCode::SUCCESS),
         _ => Err("it takes no arguments".to_owned()),
     };

@@ -3,7 +3,7 @@
 use crate::peers::{Connector, Ping};
 use crate::table::Table;
 use crate::world::{self, BTF, Broker, MAP, Object, Role, SMALL, World};
-use crate::{Result, Trying, policies, source};
+use crate::{Result, Trying, policies, source, traced};
 use bpfgate_client::{Client, LoadOptions};
 use libbpf_rs::ObjectBuilder;
 use std::path::Path;
@@ -30,6 +30,8 @@ pub(crate) fn all(world: &World, root: &Path) -> Result<Table> {
     idle(world, &mut table)?;
     progress("policies");
     policies::all(world, &mut table)?;
+    progress("the trace of capability checks");
+    traced::all(world, &mut table)?;
     written(root, &mut table)?;
     Ok(table)
 }

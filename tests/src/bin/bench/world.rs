@@ -78,7 +78,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn make(directory: &Path, binaries: &Path, objects: &Path) -> Result<Self> {
-        for name in ["bpfgate-broker", "bpfgate-helper", "bpfgate-loader"] {
+        for name in ["bpfgate", "bpfgate-broker", "bpfgate-helper", "bpfgate-loader"] {
             let file = binaries.join(name);
             if !file.is_file() {
                 return Err(format!("{} is not there; run: make bench", file.display()));
@@ -95,9 +95,7 @@ impl World {
         fs::create_dir(&policies).trying("making the directory of policies")?;
         readable(&policies, 0o755)?;
         for object in [&SMALL, &BTF] {
-            let copy = world.directory.join(object.file);
-            fs::write(&copy, world.object(object)?).trying(&format!("copying {}", object.file))?;
-            readable(&copy, 0o644)?;
+            world.copy(object.file)?;
             world.policy(object.app, object)?;
         }
         Ok(world)
@@ -105,8 +103,25 @@ impl World {
 
     /// The bytes of an object.
     pub(crate) fn object(&self, object: &Object) -> Result<Vec<u8>> {
-        let path = self.objects.join(object.file);
+        self.bytes(object.file)
+    }
+
+    fn bytes(&self, file: &str) -> Result<Vec<u8>> {
+        let path = self.objects.join(file);
         fs::read(&path).trying(&format!("reading {} (make bench builds it)", path.display()))
+    }
+
+    /// An object where a policy of this run may name it.
+    pub(crate) fn copy(&self, file: &str) -> Result<PathBuf> {
+        let copy = self.directory.join(file);
+        fs::write(&copy, self.bytes(file)?).trying(&format!("copying {file}"))?;
+        readable(&copy, 0o644)?;
+        Ok(copy)
+    }
+
+    /// A program of bpfgate.
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
+        self.binaries.join(name)
     }
 
     fn policies(&self) -> PathBuf {

@@ -1,0 +1,442 @@
+//! `bpfgate caps trace`: a program that makes checks on purpose, and what the trace says of them.
+//!
+//! Only the cgroups and processes of these tests are traced: the kernel looks at nothing else. The program is this test
+//! itself, started anew as [`program`].
+
+use bpfgate_tests::cgroup::Cgroup;
+use bpfgate_tests::cli::Ended;
+use bpfgate_tests::gate::sha256;
+use bpfgate_tests::user::in_thread;
+use bpfgate_tests::{
+    Gate, STRANGER, USER, Who, bin_dir, needs_kernel, needs_root, process, sys, wait_until, workspace,
+};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::{Mode, SFlag, mknod};
+use nix::unistd::{Pid, chroot, gettid};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Barrier;
+use std::time::Duration;
+
+/// What the program is to do, in its environment.
+const DO: &str = "BPFGATE_TEST_CHECKS";
+/// The directory in which it does it.
+const WHERE: &str = "BPFGATE_TEST_DIRECTORY";
+/// Checks of a burst.
+const BURST: u64 = 1_000_000;
+/// Threads that make one check each: more than the table in the kernel has entries.
+const CROWD: u64 = 20_000;
+/// The user who may do nothing.
+const NOBODY: u32 = 23_456;
+
+/// The capabilities that are asked for, by number.
+const CHOWN: u64 = 0;
+const FSETID: u64 = 4;
+const KILL: u64 = 5;
+const SYS_CHROOT: u64 = 18;
+const SYS_ADMIN: u64 = 21;
+const BPF: u64 = 39;
+
+/// Not a test: the program that is traced. It says its thread ids, waits for a line, and makes its checks.
+#[test]
+fn program() {
+    let Some(what) = std::env::var_os(DO) else { return };
+    let place = std::env::var_os(WHERE).expect("a directory");
+    let place = Path::new(&place);
+    let wait = || {
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).expect("a line");
+    };
+    let nobody = || sys::become_user(NOBODY, NOBODY, &[]).expect("a test as root may become anybody");
+    match what.to_str().expect("text") {
+        "sequence" => {
+            let (ready, go) = (Barrier::new(2), Barrier::new(2));
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    nobody();
+                    println!("\ntid {}", gettid());
+                    ready.wait();
+                    go.wait();
+                    assert!(std::os::unix::fs::chown(place.join("roots"), Some(NOBODY), None).is_err());
+                    assert!(kill(Pid::from_raw(1), None).is_err());
+                    assert!(sys::load_filter().is_err());
+                    // Its group is not ours: the bit is taken away, and the call succeeds.
+                    let mine = place.join("mine");
+                    fs::set_permissions(&mine, Permissions::from_mode(0o2755)).expect("it is ours");
+                    assert_eq!(fs::metadata(&mine).expect("it is there").mode() & 0o7777, 0o755);
+                });
+                ready.wait();
+                println!("\ntid {}", gettid());
+                wait();
+                for _ in 0..3 {
+                    chroot("/").expect("root may");
+                }
+                go.wait();
+            });
+        }
+        "burst" => in_thread(|| {
+            nobody();
+            println!("\ntid {}", gettid());
+            wait();
+            for _ in 0..BURST {
+                let _ = kill(Pid::from_raw(1), None);
+            }
+        }),
+        "crowd" => in_thread(|| {
+            nobody();
+            println!("\ntid {}", gettid());
+            wait();
+            for _ in 0..CROWD {
+                in_thread(|| kill(Pid::from_raw(1), None).expect_err("nobody may"));
+            }
+        }),
+        other => panic!("{other}?"),
+    }
+}
+
+/// The program, waiting for its signal.
+struct Traced {
+    child: Child,
+    stdin: ChildStdin,
+    /// In the order in which it said them.
+    tids: Vec<u64>,
+}
+
+impl Traced {
+    fn start(cgroup: &Cgroup, what: &str, place: &Path, threads: usize) -> Self {
+        let mut command = Command::new(std::env::current_exe().expect("this test"));
+        command.args(["--exact", "program", "--nocapture"]).env(DO, what).env(WHERE, place);
+        let mut command = cgroup.inside(&command);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("sh is there");
+        let stdin = child.stdin.take().expect("a pipe");
+        let mut out = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+        let mut tids = Vec::new();
+        while tids.len() < threads {
+            let line = out.next().expect("it goes on").expect("text");
+            tids.extend(line.strip_prefix("tid ").map(|tid| tid.parse::<u64>().expect("a number")));
+        }
+        // What else it says is read, so that it does not wait for a reader.
+        std::thread::spawn(move || out.for_each(drop));
+        Self { child, stdin, tids }
+    }
+
+    fn pid(&self) -> u64 {
+        self.child.id().into()
+    }
+
+    /// Has it make its checks, and waits for its end.
+    fn go(mut self) {
+        self.stdin.write_all(b"\n").expect("it waits");
+        assert!(self.child.wait().expect("it is ours").success());
+    }
+}
+
+/// A running trace.
+struct Trace {
+    child: Child,
+    err: BufReader<std::process::ChildStderr>,
+    lines: std::thread::JoinHandle<Vec<Value>>,
+}
+
+impl Trace {
+    /// Starts one, and waits until it traces.
+    fn start(command: &mut Command) -> Self {
+        let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("setpriv is there");
+        let out = BufReader::new(child.stdout.take().expect("a pipe"));
+        let lines = std::thread::spawn(move || {
+            out.lines().map(|line| serde_json::from_str(&line.expect("text")).expect("JSON")).collect()
+        });
+        let mut err = BufReader::new(child.stderr.take().expect("a pipe"));
+        let mut line = String::new();
+        err.read_line(&mut line).expect("text");
+        assert!(line.starts_with("bpfgate: tracing by "), "{line}");
+        Self { child, err, lines }
+    }
+
+    /// Ends it; gives what it saw, and what it said of that.
+    fn end(mut self) -> (Vec<Value>, String) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).expect("it is ours");
+        let mut said = String::new();
+        self.err.read_to_string(&mut said).expect("text");
+        assert!(self.child.wait().expect("it is ours").success(), "{said}");
+        (self.lines.join().expect("its output is JSON"), said)
+    }
+}
+
+/// The policy as it is shipped, but for the path and the digest of its object.
+fn install(gate: &Gate) {
+    let text = fs::read_to_string(workspace().join("policies/shipped/cap-trace.toml")).expect("the policy");
+    let object = gate.object("cap_trace");
+    let path = text.replace("/usr/lib/bpfgate/cap_trace.bpf.o", object.to_str().expect("text"));
+    let text = path.replace(&"0".repeat(64), &sha256(&object));
+    fs::write(gate.policy_path("cap-trace"), text).expect("a policy");
+    gate.reload();
+}
+
+/// Somebody in the group adm.
+fn watcher() -> Who {
+    let adm = nix::unistd::Group::from_name("adm").expect("/etc/group").expect("Debian has it");
+    USER.in_groups(&[adm.gid.as_raw()])
+}
+
+fn trace(gate: &Gate, scope: &str) -> Trace {
+    Trace::start(&mut gate.cli(&watcher(), &format!("caps trace {scope} --json --stacks")))
+}
+
+fn sum<'a>(checks: impl IntoIterator<Item = &'a Value>) -> u64 {
+    checks.into_iter().map(|check| check["count"].as_u64().expect("a number")).sum()
+}
+
+/// The number before a word in the line at the end.
+fn number(said: &str, before: &str) -> u64 {
+    let words: Vec<&str> = said.lines().last().unwrap_or_default().split(' ').collect();
+    let place =
+        words.windows(before.split(' ').count()).position(|words| words.join(" ").starts_with(before));
+    place.and_then(|place| words[place - 1].parse().ok()).unwrap_or_else(|| panic!("no {before:?} in {said}"))
+}
+
+/// Files for the sequence: one that is root's, one that is not.
+fn files(gate: &Gate) {
+    for (name, owner) in [("roots", 0), ("mine", NOBODY)] {
+        let path = gate.dir.join(name);
+        mknod(&path, SFlag::S_IFREG, Mode::from_bits_truncate(0o644), 0).expect("a file");
+        std::os::unix::fs::chown(&path, Some(owner), Some(0)).expect("root may");
+    }
+}
+
+#[test]
+fn every_check_is_seen_with_its_thread_and_verdict_and_none_is_invented() {
+    needs_root!();
+    needs_kernel!(6, 14, "the tracepoint cap_capable");
+    let gate = Gate::start();
+    install(&gate);
+    files(&gate);
+    let before = gate.baseline();
+    let cgroup = Cgroup::new();
+    let traced = Traced::start(&cgroup, "sequence", &gate.dir, 2);
+    let [nobody, root] = traced.tids[..] else { panic!("two threads") };
+    let pid = traced.pid();
+    let trace = trace(&gate, &format!("--unit {}", cgroup.path.display()));
+    traced.go();
+    let (checks, said) = trace.end();
+
+    assert_eq!(number(&said, "checks,"), sum(&checks), "{said}");
+    assert!(said.contains("none lost"), "{said}");
+    let id = fs::metadata(&cgroup.path).unwrap().ino();
+    let name = cgroup.path.file_name().unwrap().to_str().unwrap();
+    for check in &checks {
+        assert_eq!((check["pid"].as_u64(), check["cgroup_id"].as_u64()), (Some(pid), Some(id)), "{check}");
+        assert_eq!(
+            (check["unit"].as_str(), check["userns"].as_u64()),
+            (Some(name), Some(0xefff_fffd)),
+            "{check}"
+        );
+        assert!(!check["stack"].as_array().unwrap().is_empty(), "{check}");
+        let user = if check["tid"] == nobody { NOBODY } else { 0 };
+        assert_eq!(check["uid"], user, "{check}");
+    }
+    // What is no accounting of memory is exactly what the program did.
+    let (memory, checks): (Vec<Value>, Vec<Value>) = checks
+        .into_iter()
+        .partition(|check| check["stack"][0].as_str().unwrap().contains("vm_enough_memory"));
+    for check in memory {
+        assert_eq!(
+            (&check["class"], &check["number"]),
+            (&json!("bookkeeping"), &json!(SYS_ADMIN)),
+            "{check}"
+        );
+        assert_eq!(check["audit"], json!(false), "{check}");
+    }
+    let mut seen: BTreeMap<(u64, u64, String, String, String), u64> = BTreeMap::new();
+    for check in &checks {
+        let text = |name: &str| check[name].as_str().unwrap_or("-").to_owned();
+        let bpf = match &check["bpf"] {
+            Value::Null => String::new(),
+            bpf => format!("{} {}", bpf["command"].as_str().unwrap(), bpf["type"].as_str().unwrap_or("?")),
+        };
+        let number = check["number"].as_u64().unwrap();
+        let key = (check["tid"].as_u64().unwrap(), number, text("verdict"), text("syscall"), bpf);
+        *seen.entry(key).or_default() += check["count"].as_u64().unwrap();
+        // Setting a bit that is then taken away is nobody's need.
+        let class = if number == FSETID { "bookkeeping" } else { "need" };
+        assert_eq!((&check["class"], &check["audit"]), (&json!(class), &json!(true)), "{check}");
+    }
+    let (chown, chmod) = ("chown", "chmod");
+    let loads = "PROG_LOAD socket_filter";
+    let expected = [
+        (root, SYS_CHROOT, "granted", "chroot", ""),
+        (nobody, CHOWN, "denied", chown, ""),
+        (nobody, KILL, "denied", "kill", ""),
+        (nobody, BPF, "denied", "bpf", loads),
+        (nobody, SYS_ADMIN, "denied", "bpf", loads),
+        (nobody, FSETID, "harmless", chmod, ""),
+    ];
+    // The C library of other machines has fchownat and fchmodat alone.
+    let same = |name: &str| name.trim_start_matches('f').trim_end_matches("at").to_owned();
+    let mut all: Vec<_> =
+        seen.keys().map(|(t, c, v, s, b)| (*t, *c, v.clone(), same(s), b.clone())).collect();
+    let mut wanted: Vec<_> =
+        expected.iter().map(|(t, c, v, s, b)| (*t, *c, (*v).to_owned(), same(s), (*b).to_owned())).collect();
+    all.sort();
+    wanted.sort();
+    assert_eq!(all, wanted);
+    // How often a load asks is the kernel's affair; these are one each.
+    for ((_, number, ..), count) in &seen {
+        match *number {
+            SYS_CHROOT => assert_eq!(*count, 3),
+            CHOWN | KILL => assert_eq!(*count, 1, "capability {number}"),
+            _ => {}
+        }
+    }
+    drop(cgroup);
+    gate.invariants(&before);
+}
+
+/// A process is traced alone; without a look at how system calls end nothing is harmless.
+#[test]
+fn one_process_is_traced_and_no_other() {
+    needs_root!();
+    needs_kernel!(6, 14, "the tracepoint cap_capable");
+    let gate = Gate::start();
+    install(&gate);
+    files(&gate);
+    let before = gate.baseline();
+    let cgroup = Cgroup::new();
+    let [one, other] = [0, 1].map(|_| Traced::start(&cgroup, "sequence", &gate.dir, 2));
+    let pid = one.pid();
+    let trace = trace(&gate, &format!("--pid {pid} --no-outcome"));
+    other.go();
+    // The first has changed the mode of the file: nothing is different for the second.
+    one.go();
+    let (checks, _) = trace.end();
+    assert!(sum(checks.iter().filter(|check| check["number"] == SYS_CHROOT)) == 3, "{checks:?}");
+    for check in &checks {
+        assert_eq!(check["pid"], pid, "{check}");
+        assert_ne!(check["verdict"], "harmless", "{check}");
+    }
+    assert!(
+        checks.iter().any(|check| check["number"] == FSETID && check["verdict"] == "denied"),
+        "{checks:?}"
+    );
+    drop(cgroup);
+    gate.invariants(&before);
+}
+
+#[test]
+fn of_a_million_checks_none_is_missing() {
+    needs_root!();
+    needs_kernel!(6, 14, "the tracepoint cap_capable");
+    let gate = Gate::start();
+    install(&gate);
+    let before = gate.baseline();
+    let cgroup = Cgroup::new();
+    let traced = Traced::start(&cgroup, "burst", &gate.dir, 1);
+    let trace = trace(&gate, &format!("--unit {}", cgroup.path.display()));
+    traced.go();
+    let (checks, said) = trace.end();
+    let seen = sum(checks.iter().filter(|check| check["number"] == KILL));
+    println!("{BURST} checks in a burst: {seen} counted; {}", said.trim());
+    assert_eq!(seen, BURST, "{said}");
+    assert!(said.contains("none lost"), "{said}");
+    drop(cgroup);
+    gate.invariants(&before);
+}
+
+#[test]
+fn what_finds_no_room_is_said_to_be_lost() {
+    needs_root!();
+    needs_kernel!(6, 14, "the tracepoint cap_capable");
+    let gate = Gate::start();
+    install(&gate);
+    let before = gate.baseline();
+    let cgroup = Cgroup::new();
+    let traced = Traced::start(&cgroup, "crowd", &gate.dir, 1);
+    let trace = trace(&gate, &format!("--unit {}", cgroup.path.display()));
+    // It does not come to empty the table.
+    let reader = Pid::from_raw(trace.child.id().cast_signed());
+    kill(reader, Signal::SIGSTOP).expect("it is ours");
+    traced.go();
+    kill(reader, Signal::SIGCONT).expect("it is ours");
+    let (checks, said) = trace.end();
+    let (seen, lost) = (number(&said, "checks,"), number(&said, "of them lost"));
+    println!("{seen} checks of {CROWD} threads: {} counted, {lost} lost", sum(&checks));
+    assert!(lost > 0 && seen >= CROWD, "{said}");
+    assert_eq!(sum(&checks) + lost, seen, "{said}");
+    drop(cgroup);
+    gate.invariants(&before);
+}
+
+/// Also when root starts it; and however it ends, nothing stays attached.
+#[test]
+fn the_front_end_holds_no_capability() {
+    needs_root!();
+    needs_kernel!(6, 14, "the tracepoint cap_capable");
+    let gate = Gate::start();
+    install(&gate);
+    let before = gate.baseline();
+    let cgroup = Cgroup::new();
+    let words = format!("caps trace --unit {} --json", cgroup.path.display());
+    let adm = watcher().groups[0];
+    let mut root = Command::new("setpriv");
+    root.args([format!("--groups={adm}"), "--".into()]).arg(bin_dir().join("bpfgate"));
+    root.args(words.split(' ')).env("BPFGATE_SOCKET", gate.socket());
+    for command in [&mut root, &mut gate.cli(&watcher(), &words)] {
+        let mut trace = Trace::start(command);
+        let pid = trace.child.id().cast_signed();
+        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+            let sets = process::status(pid, set);
+            assert!(
+                !sets.is_empty() && sets.iter().all(|mask| mask == "0000000000000000"),
+                "{set}: {sets:?}"
+            );
+        }
+        assert!(process::status(pid, "NoNewPrivs").iter().all(|flag| flag == "1"));
+        let attached =
+            || gate.helper("cap-trace").iter().map(|helper| process::links(helper.pid)).sum::<usize>();
+        assert_eq!(attached(), 2);
+        trace.child.kill().expect("it is ours");
+        trace.child.wait().expect("it is ours");
+        assert!(wait_until(Duration::from_secs(1), || attached() == 0), "{} links", attached());
+    }
+    drop(cgroup);
+    gate.invariants(&before);
+}
+
+/// Each with what to do about it.
+#[test]
+fn who_cannot_trace_is_told_why() {
+    needs_root!();
+    let gate = Gate::start();
+    install(&gate);
+    let before = gate.baseline();
+    let us = std::process::id();
+    let deny = |who: &Who, line: &str| Ended::of(&mut gate.cli(who, line));
+    for (who, scope, code, says) in [
+        (&STRANGER, format!("--pid {us}"), 1, "the group adm"),
+        (&watcher(), "--unit no-such-unit".to_owned(), 1, "it does not run"),
+        (&watcher(), "--unit /no/such".to_owned(), 2, "there is no cgroup"),
+        (&watcher(), "--pid 4194305".to_owned(), 2, "there is no process 4194305"),
+        (&watcher(), "--app no-such-app".to_owned(), 1, "no helper of app no-such-app runs"),
+        (&watcher(), String::new(), 2, "required"),
+        (&watcher(), format!("--all --pid {us}"), 2, "cannot be used with"),
+    ] {
+        let ended = deny(who, &format!("caps trace {scope} --duration 1s"));
+        assert_eq!(ended.code, Some(code), "{scope}: {ended:?}");
+        assert!(ended.err.contains(says), "{scope}: {ended:?}");
+    }
+    // A policy that names another object says so, for every backend.
+    gate.edit("cap-trace", "[[client]]\nuser = 12345\nmay = [\"load\"]\n[objects.other]\n{object:minimal}\n");
+    gate.reload();
+    let ended = deny(&USER, &format!("caps trace --pid {us} --duration 1s"));
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    for backend in ["raw tracepoint", "fexit", "kprobe"] {
+        assert!(ended.err.contains(backend), "{backend}: {ended:?}");
+    }
+    gate.invariants(&before);
+}
