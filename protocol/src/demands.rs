@@ -185,8 +185,7 @@ impl ProgramType {
     pub fn ways_on(&self, kernel: Kernel, section: &str) -> Vec<&'static Way> {
         let fits = |way: &&Way| {
             let named = |prefix: &&str| section.trim_start_matches('?').starts_with(*prefix);
-            way.since <= kernel
-                && (way.sections.is_empty() || way.sections.iter().any(|prefix| named(prefix)))
+            way.since <= kernel && (way.sections.is_empty() || way.sections.iter().any(named))
         };
         self.ways.iter().filter(fits).collect()
     }

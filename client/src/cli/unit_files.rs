@@ -219,9 +219,9 @@ fn parse(file: &Path, text: &str) -> Vec<Setting> {
         let goes_on = line.ends_with('\\');
         let part = line.trim_end_matches('\\').trim();
         let setting = match open.take() {
-            Some(begun) => begun.map(|mut setting| {
-                setting.value = format!("{} {part}", setting.value).trim().to_owned();
-                setting
+            Some(begun) => begun.map(|setting| {
+                let value = [setting.value.as_str(), part].join(" ").trim().to_owned();
+                Setting { value, ..setting }
             }),
             None if part.starts_with('[') => {
                 service = part == "[Service]";

@@ -232,8 +232,9 @@ fn print(found: &Needs, kernel: Kernel, host: &[Line]) -> Result<(), Failure> {
         }
         output::print(&format_args!("\n{table}"))?;
     }
-    for note in &found.notes {
-        output::print(&format_args!("\nnote: {}\n", output::clean(note)))?;
+    let notes: String = found.notes.iter().map(|note| output::clean(note) + "\n").collect();
+    if !notes.is_empty() {
+        output::print(&format_args!("\nTo be known:\n{notes}"))?;
     }
     if !host.is_empty() {
         let mut table = Table::new(["SETTING OF THIS MACHINE", ""]);
@@ -251,6 +252,7 @@ mod tests {
     use bpfgate_protocol::description::{Map, Program};
     use bpfgate_protocol::messages::loader::{MapCreate, Purpose};
     use bpfgate_protocol::policy::file::Accounts;
+    use std::collections::BTreeSet;
 
     fn object(programs: &[(u32, &str)], maps: &[u32]) -> Description {
         let program = |(prog_type, section): &(u32, &str)| Program {
@@ -259,7 +261,7 @@ mod tests {
             prog_type: *prog_type,
             flags: 0,
             instructions: 2,
-            functions: Default::default(),
+            functions: BTreeSet::default(),
             refused: None,
         };
         let map = |map_type: &u32| Map {

@@ -9,7 +9,7 @@ use super::super::Outcome;
 use super::super::args::StyleArgs;
 use super::super::failure::{Failure, complain};
 use super::super::output::{self, Style, Table};
-use super::process::{Process, Thread};
+use super::process::{Process, Role, Thread};
 use super::promise::{Verdict, judge};
 use super::set::CapSet;
 
@@ -88,7 +88,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     }
     match style {
         Style::Json => {
-            output::print_json(&shown.iter().map(|(process, verdict)| json(process, verdict)).collect())?
+            output::print_json(&shown.iter().map(|(process, verdict)| json(process, verdict)).collect())?;
         }
         Style::Table => print(&shown, args.threads)?,
     }
@@ -98,7 +98,7 @@ pub(super) fn run(args: &Args) -> Outcome {
 fn decode(mask: CapSet, style: Style) -> Outcome {
     match style {
         Style::Json => {
-            output::print_json(&json!({"mask": format!("{:016x}", mask.0), "capabilities": mask}))?
+            output::print_json(&json!({"mask": format!("{:016x}", mask.0), "capabilities": mask}))?;
         }
         Style::Table if mask.is_empty() => output::print(&"none\n")?,
         Style::Table => output::print(&format_args!("{}\n", mask.list()))?,
@@ -135,7 +135,7 @@ fn print(shown: &[(&Process, Verdict)], threads: bool) -> Result<(), Failure> {
             let role = process.role.as_ref().map_or("", |role| role.name());
             let seccomp = match thread.seccomp_filters {
                 0 => thread.seccomp.name().to_owned(),
-                filters => format!("{} filters", filters),
+                filters => format!("{filters} filters"),
             };
             let nnp = if thread.no_new_privileges { "yes" } else { "no" };
             table.row([
@@ -143,7 +143,7 @@ fn print(shown: &[(&Process, Verdict)], threads: bool) -> Result<(), Failure> {
                 &app.unwrap_or_default(),
                 &process.pid,
                 &thread.tid,
-                &thread.name,
+                if thread.tid == process.pid { &process.name } else { &thread.name },
                 &thread.permitted,
                 &thread.effective,
                 &thread.inheritable,
@@ -169,8 +169,8 @@ fn json(process: &Process, verdict: &Verdict) -> Value {
     json!({
         "pid": process.pid,
         "name": process.name,
-        "role": role.map(|role| role.name()),
-        "app": role.and_then(|role| role.app()),
+        "role": role.map(Role::name),
+        "app": role.and_then(Role::app),
         "unit": process.unit,
         "threads": process.threads,
         "promise": (*verdict != Verdict::None).then(|| verdict.word()),

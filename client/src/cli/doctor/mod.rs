@@ -5,6 +5,7 @@ pub(crate) mod host;
 mod state;
 mod units;
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -105,7 +106,7 @@ fn print(lines: &[Line]) -> Result<(), Failure> {
     let mut todo = String::new();
     for line in lines {
         if let Some(what) = &line.todo {
-            todo += &format!("  {}: {}\n", line.topic, output::clean(what));
+            let _ = writeln!(todo, "  {}: {}", line.topic, output::clean(what));
         }
     }
     if !todo.is_empty() {
