@@ -5,7 +5,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
-.PHONY: all build bpf deps machine-deps install uninstall deb test systemd-test vm-test stage demo bench fuzz reference lint clean help
+.PHONY: all build bpf deps machine-deps install uninstall deb test systemd-test vm-test stage demo bench fuzz reference caps-table lint clean help
 
 # rustup puts cargo where a shell finds it only after the next login.
 ifndef CARGO
@@ -136,6 +136,7 @@ install: ## Install below PREFIX (/usr/local, or /usr) and DESTDIR what `make bu
 	install -m 644 policies/README.md $(DOC)/policies.md
 	install -m 644 policies/policy.schema.json $(DOC)
 	install -m 644 systemd/README.md $(DOC)/systemd.md
+	install -m 644 docs/capabilities.md $(DOC)
 	install -m 644 policies/bpf/*.bpf.c $(DOC)/examples/bpf
 	for policy in policies/*.toml; do \
 	  systemd/shipped-policy $$policy $(PREFIX) open > $(DOC)/examples/$${policy##*/}; \
@@ -227,6 +228,9 @@ fuzz: $(CARGO_FUZZ) ## Fuzz parser, printer and evaluator of policies, a minute 
 reference: ## Write the tables of policies/README.md and the schema for editors from the types
 	$(CARGO) test --locked -p bpfgate-policy-tests --test manual -- --quiet --ignored write
 
+caps-table: build ## Write docs/capabilities.md: its tables as the running kernel has them, and its transcripts (root)
+	$(CARGO) test --locked -p bpfgate-tests --test caps_need --test caps_guide -- --quiet --ignored write
+
 lint: deps ## Formatting and clippy, without a warning
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
@@ -235,4 +239,4 @@ clean: ## Remove everything that was built
 	rm -rf target
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

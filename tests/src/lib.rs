@@ -5,6 +5,7 @@
 //! | [`gate`] | [`Gate`]: a broker with its directory, policies, network and processes |
 //! | [`invariants`] | what must be true after every case, checked by one function |
 //! | [`census`] | the programs, maps, links and types that the kernel holds |
+//! | [`demands`] | which capabilities the running kernel demands for each type of program and map |
 //! | [`network`] | two network namespaces with a veth pair between them |
 //! | [`process`] | what /proc says of a process |
 //! | [`raw`] | a client that sends any bytes |
@@ -24,6 +25,7 @@ pub mod census;
 pub mod cgroup;
 pub mod cli;
 pub mod counting;
+pub mod demands;
 pub mod gate;
 pub mod invariants;
 pub mod network;

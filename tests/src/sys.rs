@@ -12,10 +12,12 @@ use std::process::Command;
 /// `union bpf_attr`, as far as the commands here use it; the rest is zero.
 type Attr = [u64; 16];
 
+const MAP_CREATE: u32 = 0;
 const PROG_LOAD: u32 = 5;
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
 const OBJ_GET_INFO_BY_FD: u32 = 15;
+const BTF_LOAD: u32 = 18;
 
 /// Makes a bpf(2) call.
 ///
@@ -97,6 +99,106 @@ pub fn load_filter() -> io::Result<OwnedFd> {
     let fd = unsafe { bpf(PROG_LOAD, &mut attr) }?;
     // SAFETY: a new descriptor, which nobody else knows.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// What `BPF_PROG_LOAD` is asked for. Instructions: `r0 = result; exit`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Load {
+    /// `enum bpf_prog_type`
+    pub prog_type: u32,
+    /// `enum bpf_attach_type`
+    pub attach_type: u32,
+    /// `BPF_F_*` of programs.
+    pub flags: u32,
+    /// What the program returns.
+    pub result: u32,
+    /// The type of the kernel's BTF that it is attached to.
+    pub btf_id: u32,
+}
+
+/// Loads a program, and lets go of it.
+pub fn load(load: Load) -> io::Result<()> {
+    let program: [u64; 2] = [0xb7 | u64::from(load.result) << 32, 0x95];
+    let license = c"GPL";
+    let mut attr: Attr = [0; 16];
+    attr[0] = u64::from(load.prog_type) | 2 << 32;
+    (attr[1], attr[2]) = (program.as_ptr() as u64, license.as_ptr() as u64);
+    attr[5] = u64::from(load.flags) << 32;
+    attr[8] = u64::from(load.attach_type) << 32;
+    attr[13] = u64::from(load.btf_id) << 32;
+    // SAFETY: two instructions and a C string, both alive.
+    let fd = unsafe { bpf(PROG_LOAD, &mut attr) }?;
+    // SAFETY: a new descriptor, which nobody else knows.
+    drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    Ok(())
+}
+
+/// What `BPF_MAP_CREATE` is asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Create<'a> {
+    /// `enum bpf_map_type`
+    pub map_type: u32,
+    /// Bytes of a key and of a value, and the number of entries.
+    pub sizes: (u32, u32, u32),
+    /// `BPF_F_*` of maps.
+    pub flags: u32,
+    /// The map that a map of maps is made like.
+    pub inner: Option<BorrowedFd<'a>>,
+    /// A BTF whose type 1 is that of key and value.
+    pub btf: Option<BorrowedFd<'a>>,
+    /// The type of the kernel's BTF that the value is of.
+    pub value_type: u32,
+}
+
+/// `BPF_MAP_CREATE`.
+pub fn create(create: Create<'_>) -> io::Result<OwnedFd> {
+    let (key, value, entries) = create.sizes;
+    let mut attr: Attr = [0; 16];
+    attr[0] = u64::from(create.map_type) | u64::from(key) << 32;
+    attr[1] = u64::from(value) | u64::from(entries) << 32;
+    attr[2] = u64::from(create.flags) | create.inner.map_or(0, number) << 32;
+    if let Some(btf) = create.btf {
+        attr[6] = number(btf) | 1 << 32;
+        attr[7] = 1;
+    }
+    attr[7] |= u64::from(create.value_type) << 32;
+    // SAFETY: this command is given no address.
+    let fd = unsafe { bpf(MAP_CREATE, &mut attr) }?;
+    // SAFETY: a new descriptor, which nobody else knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A BTF with one type, an int of 32 bits.
+pub fn btf_of_int() -> io::Result<OwnedFd> {
+    // Header: magic and version, length 24, types at 0 of 16 bytes, strings at 16 of 5 bytes; then BTF_KIND_INT.
+    // Source: Documentation/bpf/btf.rst.
+    let words: [u32; 10] = [0x0001_eb9f, 24, 0, 16, 16, 5, 1, 1 << 24, 4, 32];
+    let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    bytes.extend(b"\0int\0");
+    let mut attr: Attr = [0; 16];
+    (attr[0], attr[2]) = (bytes.as_ptr() as u64, bytes.len() as u64);
+    // SAFETY: the bytes are alive, and as many as the attributes say.
+    let fd = unsafe { bpf(BTF_LOAD, &mut attr) }?;
+    // SAFETY: a new descriptor, which nobody else knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The number of a type of the kernel's BTF and its size, by name and `BTF_KIND_*`; none if there is no such type.
+pub fn kernel_type(name: &str, kind: u32) -> Option<(u32, u32)> {
+    use libbpf_rs::libbpf_sys as sys;
+    let name = CString::new(name).ok()?;
+    // SAFETY: the BTF is looked at between its load and its release; the name is a C string.
+    unsafe {
+        let btf = sys::btf__load_vmlinux_btf();
+        if btf.is_null() {
+            return None;
+        }
+        let id = sys::btf__find_by_name_kind(btf, name.as_ptr(), kind);
+        let id = u32::try_from(id).ok();
+        let size = id.map(|id| u32::try_from(sys::btf__resolve_size(btf, id)).unwrap_or(0));
+        sys::btf__free(btf);
+        Some((id?, size?))
+    }
 }
 
 /// `SO_ATTACH_BPF`: the program looks at what this socket receives.

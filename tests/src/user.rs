@@ -40,6 +40,21 @@ pub fn as_user<T: Send>(who: &Who, action: impl FnOnce() -> T + Send) -> T {
     })
 }
 
+/// Runs `action` in a thread of nobody's that holds exactly these capabilities, by their mask.
+pub fn with_capabilities<T: Send>(mask: u64, action: impl FnOnce() -> T + Send) -> T {
+    use caps::CapSet::{Effective, Permitted};
+    const NOBODY: u32 = 65_534;
+    let set = caps::all().into_iter().filter(|capability| mask & capability.bitmask() != 0).collect();
+    in_thread(|| {
+        nix::sys::prctl::set_keepcaps(true).expect("PR_SET_KEEPCAPS");
+        sys::become_user(NOBODY, NOBODY, &[]).expect("a test as root may become anybody");
+        // The change has emptied the effective set, and left the permitted one.
+        caps::set(None, Permitted, &set).expect("capabilities are given up");
+        caps::set(None, Effective, &set).expect("what is permitted can be effective");
+        action()
+    })
+}
+
 /// Runs `action` in a thread of its own; its panic is ours.
 pub fn in_thread<T: Send>(action: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| scope.spawn(action).join()).unwrap_or_else(|panic| resume_unwind(panic))
