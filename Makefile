@@ -136,6 +136,7 @@ install: ## Install below PREFIX (/usr/local, or /usr) and DESTDIR what `make bu
 	install -m 644 policies/README.md $(DOC)/policies.md
 	install -m 644 policies/policy.schema.json $(DOC)
 	install -m 644 systemd/README.md $(DOC)/systemd.md
+	install -m 644 docs/capabilities.md $(DOC)
 	install -m 644 policies/bpf/*.bpf.c $(DOC)/examples/bpf
 	for policy in policies/*.toml; do \
 	  systemd/shipped-policy $$policy $(PREFIX) open > $(DOC)/examples/$${policy##*/}; \
@@ -239,8 +240,8 @@ fuzz: $(CARGO_FUZZ) ## Fuzz parser, printer and evaluator of policies, a minute 
 reference: ## Write the tables of policies/README.md and the schema for editors from the types
 	$(CARGO) test --locked -p bpfgate-policy-tests --test manual -- --quiet --ignored write
 
-caps-table: ## Write the tables of docs/capabilities.md as the running kernel has them (root)
-	$(CARGO) test --locked -p bpfgate-tests --test caps_need -- --quiet --ignored write
+caps-table: build ## Write docs/capabilities.md: its tables as the running kernel has them, and its transcripts (root)
+	$(CARGO) test --locked -p bpfgate-tests --test caps_need --test caps_guide -- --quiet --ignored write
 
 lint: deps ## Formatting and clippy, without a warning
 	$(CARGO) fmt --all --check

@@ -32,7 +32,8 @@ def run(path, results):
             # What a test prints outside of libtest's capture stands between its name and its verdict.
             results.setdefault(started, ["failed", "it did not come to its end"])
         if match := VERDICT.match(line):
-            results[match[1]] = ["ok" if match[2] == "ok" else "failed", ""]
+            verdict = {"ok": "ok", "FAILED": "failed"}.get(match[2], "skipped")
+            results[match[1]] = [verdict, match[2].removeprefix("ignored, ") if verdict == "skipped" else ""]
         elif started and line.endswith("ok") and results[started][1].startswith("it did not"):
             results[started] = ["ok", ""]
         if match := SECTION.match(line):

@@ -100,8 +100,8 @@ fn one_too_many_and_one_too_few_are_found_and_the_drop_in_mends_it() {
     assert!(table.out.ends_with(drop_in), "{}", table.out);
     for words in [
         &format!("# CAP_NET_ADMIN (new): {evidence}\n"),
-        "# CAP_CHOWN goes: nothing needs it\n",
-        "Observed: 9 checks of 1 processes",
+        "# CAP_CHOWN goes: not asked for in what was observed\n",
+        "Observed: 9 checks of 1 process, for how long the records do not say; 0 of them are bookkeeping",
         "9 checks of other units were left out",
         "CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW\nAmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW\n",
     ] {

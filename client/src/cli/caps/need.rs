@@ -232,8 +232,9 @@ fn print(found: &Needs, kernel: Kernel, host: &[Line]) -> Result<(), Failure> {
         }
         output::print(&format_args!("\n{table}"))?;
     }
-    for note in &found.notes {
-        output::print(&format_args!("\nnote: {}\n", output::clean(note)))?;
+    let notes: String = found.notes.iter().map(|note| output::clean(note) + "\n").collect();
+    if !notes.is_empty() {
+        output::print(&format_args!("\nTo be known:\n{notes}"))?;
     }
     if !host.is_empty() {
         let mut table = Table::new(["SETTING OF THIS MACHINE", ""]);

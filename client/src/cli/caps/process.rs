@@ -52,7 +52,8 @@ pub(crate) struct Process {
     pub(crate) role: Option<Role>,
     /// The unit whose cgroup it is in.
     pub(crate) unit: Option<String>,
-    /// Its name.
+    /// Its program's name, of one of ours; else what it is called. A program that was started by its descriptor is
+    /// called by the number of that before Linux 6.14.
     pub(crate) name: String,
     /// Where its helper looks for policies; empty: where all do.
     pub(crate) policies: Vec<PathBuf>,
@@ -138,15 +139,17 @@ impl Process {
             threads.extend(status.ok().as_deref().and_then(Thread::parse));
         }
         threads.sort_by_key(|thread| thread.tid);
-        let name = threads.iter().find(|thread| thread.tid == pid)?.name.clone();
         let words = words(pid);
+        let role = role(pid, &words);
+        let called = threads.iter().find(|thread| thread.tid == pid)?.name.clone();
+        let name = role.as_ref().and_then(|_| program(pid, &words)).unwrap_or(called);
         let policies = words
             .windows(2)
             .filter(|pair| pair[0] == "--policies")
             .map(|pair| PathBuf::from(&pair[1]))
             .collect();
         let unit = fs::read_to_string(directory.join("cgroup")).ok().as_deref().and_then(unit);
-        Some(Self { pid, role: role(pid, &words), unit, name, policies, threads })
+        Some(Self { pid, role, unit, name, policies, threads })
     }
 
     /// All processes that this one can see.

@@ -143,7 +143,7 @@ fn print(shown: &[(&Process, Verdict)], threads: bool) -> Result<(), Failure> {
                 &app.unwrap_or_default(),
                 &process.pid,
                 &thread.tid,
-                &thread.name,
+                if thread.tid == process.pid { &process.name } else { &thread.name },
                 &thread.permitted,
                 &thread.effective,
                 &thread.inheritable,

@@ -80,14 +80,7 @@ fn units(facts: &Facts) -> Line {
 fn tokens(facts: &Facts) -> Line {
     let tokens = Kernel(demands::TOKENS);
     let has = facts.kernel.is_some_and(|kernel| kernel >= tokens);
-    ok(
-        "BPF tokens",
-        if has {
-            "there; bpfgate does not use them yet".to_owned()
-        } else {
-            format!("from Linux {tokens} on; not needed")
-        },
-    )
+    ok("BPF tokens", if has { "there".to_owned() } else { format!("from Linux {tokens} on; not needed") })
 }
 
 /// `kernel.unprivileged_bpf_disabled`
@@ -311,7 +304,7 @@ mod tests {
         let debian =
             Facts { kernel: Some(Kernel((6, 1))), perf_event_paranoid: Some(3), bpffs: Vec::new(), ..good() };
         assert!(lines(&debian).iter().all(|line| line.state == State::Ok));
-        assert!(kernel(&debian).what.contains("tcx (6.6), uprobe (6.6)"), "{}", kernel(&debian).what);
+        assert!(kernel(&debian).what.contains("tcx (6.6)"), "{}", kernel(&debian).what);
         let plain = Facts { modules: Some(vec!["landlock".into()]), lockdown: None, ..good() };
         assert_eq!(lockdown(&plain).state, State::Ok);
     }

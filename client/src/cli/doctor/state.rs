@@ -86,7 +86,7 @@ fn processes() -> Vec<Line> {
             Verdict::None | Verdict::Kept => {}
             Verdict::Broken(why) => {
                 let what = format!("{who}: {}", why.join("; "));
-                lines.push(fault(WHAT, what, format!("bpfgate caps show {} --threads", process.pid)));
+                lines.push(fault(WHAT, what, format!("bpfgate policy apply, if its policy was changed; bpfgate caps show {} --threads says more", process.pid)));
             }
             Verdict::Unknown(why) => {
                 lines.push(warning(WHAT, format!("{who}: {why}"), "bpfgate policy check"));

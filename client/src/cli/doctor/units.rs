@@ -46,8 +46,8 @@ const LISTS: [&str; 6] = [
 const PROMISED: [&str; 2] = ["NoNewPrivileges", "DynamicUser"];
 
 /// A unit beside what it should be.
-struct Compared<'a> {
-    name: &'a str,
+struct Compared {
+    name: String,
     shipped: Unit,
     is: Unit,
 }
@@ -76,12 +76,12 @@ pub(super) fn lines(root: &Path) -> Vec<Line> {
 }
 
 /// Broker, template, and the helpers that have a drop-in.
-fn all(root: &Path) -> io::Result<(Vec<Compared<'static>>, Vec<Line>)> {
+fn all(root: &Path) -> io::Result<(Vec<Compared>, Vec<Line>)> {
     let mut units = Vec::new();
     let mut lines = Vec::new();
     for (name, text) in [BROKER, HELPER] {
         let Some(is) = Unit::load(root, name)? else { continue };
-        units.push(Compared { name, shipped: Unit::parse(Path::new(name), text), is });
+        units.push(Compared { name: name.to_owned(), shipped: Unit::parse(Path::new(name), text), is });
     }
     for name in helpers(root)? {
         let Some(is) = Unit::load(root, &name)? else { continue };
@@ -96,7 +96,7 @@ fn all(root: &Path) -> io::Result<(Vec<Compared<'static>>, Vec<Line>)> {
             }
             Err(error) => return Err(error),
         };
-        units.push(Compared { name: name.leak(), shipped, is });
+        units.push(Compared { name, shipped, is });
     }
     Ok((units, lines))
 }
@@ -121,7 +121,7 @@ fn helpers(root: &Path) -> io::Result<BTreeSet<String>> {
     Ok(names)
 }
 
-impl Compared<'_> {
+impl Compared {
     fn lines(&self) -> Vec<Line> {
         let mut lines = self.identity();
         lines.extend(self.capabilities());
@@ -245,7 +245,7 @@ impl Compared<'_> {
     }
 
     fn from(&self) -> String {
-        self.is.files.first().map_or(Path::new(self.name), PathBuf::as_path).display().to_string()
+        self.is.files.first().map_or(Path::new(&self.name), PathBuf::as_path).display().to_string()
     }
 
     fn reinstall(&self) -> String {

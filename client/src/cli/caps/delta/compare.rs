@@ -73,9 +73,17 @@ impl Delta {
             };
             set.each().map(finding).collect()
         };
+        let idle = match (policy, observed) {
+            (Some(_), Some(_)) => {
+                "the policy does not need it, and it was not asked for in what was observed"
+            }
+            (Some(_), None) => "the policy does not need it",
+            (None, _) => "not asked for in what was observed",
+        };
+        let unused = unused.each().map(|capability| Finding { capability, evidence: vec![idle.to_owned()] });
         Self {
             missing: findings(lacking.without(stands_in)),
-            unused: findings(unused),
+            unused: unused.collect(),
             stands_in: findings(stands_in),
             needed: findings(should.both(is)),
             admin_is_too_much,
@@ -103,8 +111,8 @@ impl Delta {
                 self.stands_in.iter().map(|finding| finding.capability.list()).collect();
             let _ = writeln!(text, "# CAP_SYS_ADMIN goes: it stood in for {}", instead.join(" "));
         }
-        for Finding { capability, .. } in &self.unused {
-            let _ = writeln!(text, "# {} goes: nothing needs it", capability.list());
+        for Finding { capability, evidence } in &self.unused {
+            let _ = writeln!(text, "# {} goes: {}", capability.list(), evidence.join("; "));
         }
         // Lists add up: what stands in the unit is taken back first.
         let _ = write!(text, "[Service]\nCapabilityBoundingSet=\nAmbientCapabilities=\n");
@@ -171,7 +179,7 @@ mod tests {
             let delta = Delta::of(&before, Some(&policy()), None);
             let text = delta.drop_in("a.service", &before, "Policy.");
             assert!(text.contains("# CAP_SYS_ADMIN goes: it stood in for CAP_PERFMON CAP_BPF\n"), "{text}");
-            assert!(text.contains("# CAP_CHOWN goes: nothing needs it\n"), "{text}");
+            assert!(text.contains("# CAP_CHOWN goes: the policy does not need it\n"), "{text}");
             let unit = Unit::parse(
                 Path::new("/u"),
                 "[Service]\nCapabilityBoundingSet=CAP_SYS_ADMIN CAP_CHOWN\nAmbientCapabilities=CAP_CHOWN\n",

@@ -122,12 +122,14 @@ fn exercised(policy: Option<&Policy>, seen: Option<&Exercised>) -> Vec<String> {
         return sentences;
     };
     let long = seen.seconds.map_or_else(
-        || "the records do not say for how long".to_owned(),
+        || "for how long the records do not say".to_owned(),
         |seconds| format!("{seconds:.0} s from the first to the last"),
     );
     sentences.push(format!(
-        "Observed: {} checks of {} processes, {long}; {} of them are bookkeeping of the kernel.",
-        seen.checks, seen.processes, seen.bookkeeping
+        "Observed: {} of {}, {long}; {} bookkeeping of the kernel.",
+        counted(seen.checks, "check", "checks"),
+        counted(seen.processes as u64, "process", "processes"),
+        counted(seen.bookkeeping, "of them is", "of them are")
     ));
     let list =
         |all: &mut dyn Iterator<Item = &String>| all.map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -145,6 +147,10 @@ fn exercised(policy: Option<&Policy>, seen: Option<&Exercised>) -> Vec<String> {
     }
     sentences.extend(policy.and_then(|policy| unseen(policy, seen)));
     sentences
+}
+
+fn counted(count: u64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
 }
 
 /// What the policy allows and was not seen: programs by their type, since a check does not know their names.
@@ -184,15 +190,14 @@ fn print(
             writeln!(text, "Its bounding set has beside: {beyond}; a set-uid program could give it those.");
     }
     let mut table = Table::new(["", "CAPABILITY", "EVIDENCE"]);
-    for (word, findings, otherwise) in [
-        ("missing", &delta.missing, ""),
-        ("unused", &delta.unused, "nothing needs it"),
-        ("by CAP_SYS_ADMIN", &delta.stands_in, ""),
-        ("needed", &delta.needed, ""),
+    for (word, findings) in [
+        ("missing", &delta.missing),
+        ("unused", &delta.unused),
+        ("by CAP_SYS_ADMIN", &delta.stands_in),
+        ("needed", &delta.needed),
     ] {
         for Finding { capability, evidence } in findings {
-            let evidence = if evidence.is_empty() { otherwise.to_owned() } else { evidence.join("; ") };
-            table.row([&word, &capability.list(), &evidence]);
+            table.row([&word, &capability.list(), &evidence.join("; ")]);
         }
     }
     let _ = write!(text, "\n{table}\n");

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::super::set::CapSet;
 
@@ -16,7 +17,7 @@ const NARROWER: [&str; 4] = ["CAP_BPF", "CAP_PERFMON", "CAP_CHECKPOINT_RESTORE",
 /// The same in bpf(2) only. Source: `bpf_token_capable` in kernel/bpf/token.c.
 const NARROWER_IN_BPF: &str = "CAP_NET_ADMIN";
 
-/// One line: checks of one kind by one thread.
+/// One line: checks of one kind by one thread. A line with `lost` alone counts what did not fit into the trace's buffer.
 #[derive(Debug, Clone, Deserialize)]
 struct Record {
     cap: String,
@@ -61,12 +62,6 @@ struct Bpf {
     command: String,
     #[serde(rename = "type", default)]
     kind: Option<String>,
-}
-
-/// Events that did not fit into the buffer of the trace.
-#[derive(Debug, Deserialize)]
-struct Lost {
-    lost: u64,
 }
 
 fn once() -> u64 {
@@ -140,11 +135,13 @@ impl Observed {
         let mut exercised = Exercised::default();
         let mut records: Vec<(CapSet, Record)> = Vec::new();
         for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
-            if let Ok(Lost { lost }) = serde_json::from_str(line) {
+            let wrong = |error: serde_json::Error| (number, error.to_string());
+            let value: Value = serde_json::from_str(line).map_err(wrong)?;
+            if let (None, Some(lost)) = (value.get("cap"), value.get("lost").and_then(Value::as_u64)) {
                 exercised.lost += lost;
                 continue;
             }
-            let record: Record = serde_json::from_str(line).map_err(|error| (number, error.to_string()))?;
+            let record: Record = serde_json::from_value(value).map_err(wrong)?;
             let capability = CapSet::from_name(&record.cap).map_err(|why| (number, why))?;
             if record.is_of(unit) {
                 records.push((capability, record));
@@ -253,7 +250,7 @@ mod tests {
         format!(
             r#"{{"cap":"{cap}","pid":7,"tid":8,"uid":0,"comm":"app","cgroup":"/system.slice/a.service/x","unit":null,"#,
         ) + &format!(
-            r#""verdict":"{verdict}","syscall":"{syscall}","bpf":{bpf},"class":"{class}","count":2,"later":1}}"#
+            r#""verdict":"{verdict}","syscall":"{syscall}","bpf":{bpf},"class":"{class}","count":2,"lost":0}}"#
         ) + "\n"
     }
 
