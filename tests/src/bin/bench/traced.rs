@@ -7,20 +7,24 @@ use crate::world::{Broker, SELF, World};
 use crate::{Result, Trying};
 use bpfgate_tests::cgroup::Cgroup;
 use bpfgate_tests::gate::{inherited, sha256};
+use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::time::TimeValLike;
 use nix::unistd::{Pid, getppid};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Instant;
+use std::time::Duration;
 
 pub(crate) const WORKLOAD: &str = "--workload";
 
 /// The work takes turns with and without the trace, so many times, and so many rounds each time.
 const TURNS: usize = 12;
 const ROUNDS: usize = 10;
+/// How long the processes of bpfgate need to come to rest.
+const SETTLED: Duration = Duration::from_millis(500);
 /// What is repeated in a round that does one thing only.
 const REPEATED: u32 = 20_000;
 
@@ -39,6 +43,8 @@ pub(crate) fn all(world: &World, table: &mut Table) -> Result<()> {
     for turn in 0..=TURNS {
         for on in [0, 1] {
             let trace = if on == 1 { Some(Trace::start(world, &broker, &cgroup.path)?) } else { None };
+            // What starts and ends a trace is no part of it: the helper has loaded, or has let go.
+            std::thread::sleep(SETTLED);
             // The first of the two is traced.
             for (kind, (place, what)) in
                 [(0, MIX), (0, CHECKS), (0, CALLS), (1, CALLS)].into_iter().enumerate()
@@ -134,7 +140,7 @@ impl Workload {
         Ok(Self { stdin: child.stdin.take(), out: BufReader::new(out), child })
     }
 
-    /// Has it do a round; how many nanoseconds that took.
+    /// Has it do a round; how many nanoseconds of CPU time that took.
     fn round(&mut self, what: u8) -> Result<f64> {
         let stdin = self.stdin.as_mut().ok_or("the work has ended")?;
         stdin.write_all(&[what]).trying("asking for a round of work")?;
@@ -160,7 +166,7 @@ pub(crate) fn workload(uid: &str, cgroup: Option<&Path>) -> Result<()> {
     bpfgate_tests::sys::become_user(uid, uid, &[]).trying("giving up privilege")?;
     let mut byte = [0];
     while std::io::stdin().read(&mut byte).trying("waiting for work")? > 0 {
-        let start = Instant::now();
+        let start = cpu_time()?;
         match byte[0] {
             MIX => mix()?,
             CHECKS => {
@@ -174,9 +180,19 @@ pub(crate) fn workload(uid: &str, cgroup: Option<&Path>) -> Result<()> {
                 }
             }
         }
-        println!("{}", start.elapsed().as_nanos());
+        println!("{}", cpu_time()? - start);
     }
     Ok(())
+}
+
+/// The time that this process and its children have had a CPU, in nanoseconds: others that want it too do not count.
+fn cpu_time() -> Result<i64> {
+    let mut sum = 0;
+    for who in [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN] {
+        let usage = getrusage(who).trying("asking for the time that was used")?;
+        sum += usage.user_time().num_nanoseconds() + usage.system_time().num_nanoseconds();
+    }
+    Ok(sum)
 }
 
 /// Some of all: a program is started, files are read and looked at, memory is mapped, text is sorted.
