@@ -52,7 +52,7 @@ pub(crate) fn run(socket: Option<&Path>, command: &CapsCommand) -> Outcome {
     match command {
         CapsCommand::Show(args) => show::run(args),
         CapsCommand::Need(args) => need::run(args),
-        CapsCommand::Delta(args) => delta::run(args),
+        CapsCommand::Delta(args) => delta::run(socket, args),
         CapsCommand::Trace(args) => trace::run(socket, args),
     }
 }

@@ -7,6 +7,7 @@ mod observed;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use bpfgate_protocol::names::AppName;
 use bpfgate_protocol::policy::{Policy, Right};
@@ -14,10 +15,11 @@ use bpfgate_systemd::units::service_unit;
 use serde_json::json;
 
 use super::super::Outcome;
-use super::super::args::StyleArgs;
+use super::super::args::{StyleArgs, ago};
 use super::super::failure::Failure;
 use super::super::output::{self, Style, Table};
 use super::super::policy::{self, Source};
+use super::trace::{self, Scope};
 use compare::{Delta, Finding};
 use granted::Granted;
 use observed::{Exercised, Observed};
@@ -28,8 +30,11 @@ pub(crate) struct Args {
     #[arg(value_name = "UNIT|APP")]
     what: String,
     /// What it was seen to ask for: records of `bpfgate caps trace --json`, in a file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "observe")]
     observed: Option<PathBuf>,
+    /// Watch it for so long now: 30s, 10min, 2h
+    #[arg(long, value_name = "TIME", value_parser = ago, conflicts_with = "root")]
+    observe: Option<Duration>,
     /// Exit with 1 if something is needed that is not granted
     #[arg(long)]
     check: bool,
@@ -40,7 +45,7 @@ pub(crate) struct Args {
     style: StyleArgs,
 }
 
-pub(super) fn run(args: &Args) -> Outcome {
+pub(super) fn run(socket: Option<&Path>, args: &Args) -> Outcome {
     let (unit, app) = unit(&args.what)?;
     let source = match app.as_ref().map(|app| policy_of(app, args.root.as_deref())) {
         None => None,
@@ -50,15 +55,23 @@ pub(super) fn run(args: &Args) -> Outcome {
         },
     };
     let policy = source.as_ref().map(|source| &source.policy);
-    let observed = match &args.observed {
-        Some(path) => Some(Observed::read(path, &unit).map_err(Failure::Failed)?),
-        None if policy.is_none() => {
+    let observed = match (&args.observed, args.observe) {
+        (Some(path), _) => Some(Observed::read(path, &unit).map_err(Failure::Failed)?),
+        (None, Some(duration)) => {
+            let scope = match &app {
+                Some(app) => Scope { app: Some(app.to_string()), ..Scope::default() },
+                None => Scope { unit: Some(unit.clone()), ..Scope::default() },
+            };
+            let (checks, account) = trace::observe(socket, &scope, duration)?;
+            Some(Observed::watched(checks, &account, duration))
+        }
+        (None, None) if policy.is_none() => {
             return Err(Failure::Usage(format!(
-                "{unit} has no policy of bpfgate that says what it needs: record what it asks for with \
-                 `bpfgate caps trace --unit {unit} --json > FILE`, and give --observed FILE"
+                "{unit} has no policy of bpfgate that says what it needs: watch it with --observe 10min, or record \
+                 it with `bpfgate caps trace --unit {unit} --json > FILE` and give --observed FILE"
             )));
         }
-        None => None,
+        (None, None) => None,
     };
     let granted = Granted::of(&unit, args.root.as_deref())?;
     let delta = Delta::of(&granted, policy, observed.as_ref());

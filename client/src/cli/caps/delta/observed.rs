@@ -1,13 +1,15 @@
-//! What a service was seen to ask for: the records of `bpfgate caps trace --json`.
+//! What a service was seen to ask for: what `bpfgate caps trace` shows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 
 use super::super::set::CapSet;
+use super::super::trace::{Account, Bpf, Class, Observation, Verdict};
 
 /// Capabilities that `CAP_SYS_ADMIN` stands in for: the kernel asks for them first, and for it if they are not there.
 /// Source: `bpf_capable`, `perfmon_capable` and `checkpoint_restore_ns_capable` in include/linux/capability.h,
@@ -17,62 +19,13 @@ const NARROWER: [&str; 4] = ["CAP_BPF", "CAP_PERFMON", "CAP_CHECKPOINT_RESTORE",
 /// The same in bpf(2) only. Source: `bpf_token_capable` in kernel/bpf/token.c.
 const NARROWER_IN_BPF: &str = "CAP_NET_ADMIN";
 
-/// One line: checks of one kind by one thread. A line with `lost` alone counts what did not fit into the trace's buffer.
-#[derive(Debug, Clone, Deserialize)]
-struct Record {
-    cap: String,
-    pid: u32,
-    comm: String,
-    #[serde(default)]
-    cgroup: Option<String>,
-    #[serde(default)]
-    unit: Option<String>,
-    verdict: Verdict,
-    #[serde(default)]
-    syscall: Option<String>,
-    #[serde(default)]
-    bpf: Option<Bpf>,
-    class: Class,
-    #[serde(default = "once")]
-    count: u64,
-    /// Seconds since 1970.
-    #[serde(default)]
-    time: Option<f64>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Verdict {
-    Granted,
-    Denied,
-    /// Refused, and the call succeeded all the same.
-    Harmless,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Class {
-    Need,
-    /// The kernel asked for reasons of its own, such as how much memory is left for root.
-    Bookkeeping,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-struct Bpf {
-    command: String,
-    #[serde(rename = "type", default)]
-    kind: Option<String>,
-}
-
-fn once() -> u64 {
-    1
-}
-
 /// How often one capability was asked for, in what.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Asked {
     granted: u64,
     refused: u64,
+    /// The trace did not see what came of it.
+    unseen: u64,
     /// `CAP_SYS_ADMIN` was taken for it.
     stood_in: u64,
     calls: BTreeSet<String>,
@@ -85,6 +38,7 @@ impl Asked {
         let counts = [
             (self.granted, "granted"),
             (self.refused, "refused"),
+            (self.unseen, "asked for, with an outcome that the trace did not see,"),
             (self.stood_in, "granted because of CAP_SYS_ADMIN"),
         ];
         let times = |(count, how): &(u64, &str)| {
@@ -122,6 +76,8 @@ pub(crate) struct Observed {
 }
 
 impl Observed {
+    /// Of records that were kept in a file.
+    ///
     /// Errors: a sentence.
     pub(crate) fn read(path: &Path, unit: &str) -> Result<Self, String> {
         let text = fs::read_to_string(path)
@@ -132,36 +88,46 @@ impl Observed {
     }
 
     fn parse(text: &str, unit: &str) -> Result<Self, (usize, String)> {
-        let mut exercised = Exercised::default();
-        let mut records: Vec<(CapSet, Record)> = Vec::new();
+        let (mut records, mut of_others, mut lost) = (Vec::new(), 0, 0);
         for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
             let wrong = |error: serde_json::Error| (number, error.to_string());
             let value: Value = serde_json::from_str(line).map_err(wrong)?;
-            if let (None, Some(lost)) = (value.get("cap"), value.get("lost").and_then(Value::as_u64)) {
-                exercised.lost += lost;
+            // The last line of a trace.
+            if let (None, Some(more)) = (value.get("cap"), value.get("lost").and_then(Value::as_u64)) {
+                lost += more;
                 continue;
             }
-            let record: Record = serde_json::from_value(value).map_err(wrong)?;
+            let record: Observation = serde_json::from_value(value).map_err(wrong)?;
             let capability = CapSet::from_name(&record.cap).map_err(|why| (number, why))?;
-            if record.is_of(unit) {
+            if is_of(&record, unit) {
                 records.push((capability, record));
             } else {
-                exercised.of_others += record.count;
+                of_others += record.count;
             }
         }
-        let needs = needs(&records);
-        let all = records.iter().map(|(_, record)| record);
-        exercised.checks = all.clone().map(|record| record.count).sum();
+        let times = || records.iter().map(|(_, record)| record.time);
+        let seconds =
+            times().reduce(f64::max).zip(times().reduce(f64::min)).map(|(last, first)| last - first);
+        Ok(Self::of(&records, Exercised { seconds, of_others, lost, ..Exercised::default() }))
+    }
+
+    /// Of what was watched for so long.
+    pub(crate) fn watched(checks: Vec<Observation>, account: &Account, duration: Duration) -> Self {
+        let named = |check: Observation| Some((CapSet::from_name(&check.cap).ok()?, check));
+        let records: Vec<_> = checks.into_iter().filter_map(named).collect();
+        let seconds = Some(duration.as_secs_f64());
+        Self::of(&records, Exercised { seconds, lost: account.lost, ..Exercised::default() })
+    }
+
+    fn of(records: &[(CapSet, Observation)], mut exercised: Exercised) -> Self {
+        let all = || records.iter().map(|(_, record)| record);
+        exercised.checks = all().map(|record| record.count).sum();
         exercised.bookkeeping =
-            all.clone().filter(|record| record.class == Class::Bookkeeping).map(|record| record.count).sum();
-        exercised.processes = all.clone().map(|record| record.pid).collect::<BTreeSet<_>>().len();
-        exercised.syscalls = all.clone().filter_map(|record| record.syscall.clone()).collect();
-        exercised.bpf = all.clone().filter_map(|record| Some(record.bpf.as_ref()?.name())).collect();
-        let times = || all.clone().filter_map(|record| record.time);
-        if let (Some(first), Some(last)) = (times().reduce(f64::min), times().reduce(f64::max)) {
-            exercised.seconds = Some(last - first);
-        }
-        Ok(Self { needs, exercised })
+            all().filter(|record| record.class == Class::Bookkeeping).map(|record| record.count).sum();
+        exercised.processes = all().map(|record| record.pid).collect::<BTreeSet<_>>().len();
+        exercised.syscalls = all().filter_map(|record| record.syscall.clone()).collect();
+        exercised.bpf = all().filter_map(|record| Some(bpf(record.bpf.as_ref()?))).collect();
+        Self { needs: needs(records), exercised }
     }
 
     /// What was had because of `CAP_SYS_ADMIN`.
@@ -171,46 +137,39 @@ impl Observed {
     }
 }
 
-impl Record {
-    fn is_of(&self, unit: &str) -> bool {
-        match (&self.unit, &self.cgroup) {
-            (Some(own), _) if own == unit => true,
-            // A unit may have cgroups of its own below.
-            (_, Some(path)) => path.split('/').any(|part| part == unit),
-            _ => false,
-        }
-    }
+fn is_of(record: &Observation, unit: &str) -> bool {
+    // A unit may have cgroups of its own below.
+    record.unit.as_deref() == Some(unit)
+        || record.cgroup.iter().any(|path| path.split('/').any(|part| part == unit))
+}
 
-    /// The call that the check was made in.
-    fn call(&self) -> String {
-        match (&self.bpf, &self.syscall) {
-            (Some(bpf), _) => format!("bpf {}", bpf.name()),
-            (None, Some(name)) => name.clone(),
-            (None, None) => "an unknown call".to_owned(),
-        }
+/// The call that the check was made in.
+fn call(record: &Observation) -> String {
+    match (&record.bpf, &record.syscall) {
+        (Some(of_bpf), _) => format!("bpf {}", bpf(of_bpf)),
+        (None, Some(name)) => name.clone(),
+        (None, None) => "the kernel itself".to_owned(),
     }
 }
 
-impl Bpf {
-    fn name(&self) -> String {
-        let command = self.command.strip_prefix("BPF_").unwrap_or(&self.command);
-        match &self.kind {
-            Some(kind) => format!("{command} {kind}"),
-            None => command.to_owned(),
-        }
+fn bpf(call: &Bpf) -> String {
+    match &call.kind {
+        Some(kind) => format!("{} {kind}", call.command),
+        None => call.command.clone(),
     }
 }
 
-fn needs(records: &[(CapSet, Record)]) -> BTreeMap<u64, Asked> {
+fn needs(records: &[(CapSet, Observation)]) -> BTreeMap<u64, Asked> {
     let named = |name: &str| CapSet::from_name(name).unwrap_or_default();
     let narrower = NARROWER.iter().fold(CapSet::NONE, |set, name| set.with(named(name)));
     let (of_bpf, admin) = (named(NARROWER_IN_BPF), named("CAP_SYS_ADMIN"));
     // Where CAP_SYS_ADMIN was asked for only because something narrower was not there, by process and call: what was
     // not there, and whether CAP_SYS_ADMIN was.
     let mut instead: BTreeMap<(u32, String), (CapSet, bool)> = BTreeMap::new();
-    let of_class = || records.iter().filter(|(_, record)| record.class == Class::Need);
+    // What has no class may be a need.
+    let of_class = || records.iter().filter(|(_, record)| record.class != Class::Bookkeeping);
     for (capability, record) in of_class() {
-        let entry = instead.entry((record.pid, record.call())).or_default();
+        let entry = instead.entry((record.pid, call(record))).or_default();
         let in_bpf = *capability == of_bpf && record.syscall.as_deref() == Some("bpf");
         if record.verdict != Verdict::Granted && (narrower.has(*capability) || in_bpf) {
             entry.0 = entry.0.with(*capability);
@@ -219,11 +178,11 @@ fn needs(records: &[(CapSet, Record)]) -> BTreeMap<u64, Asked> {
     }
     let mut needs: BTreeMap<u64, Asked> = BTreeMap::new();
     for (capability, record) in of_class() {
-        let (lacking, by_admin) = instead[&(record.pid, record.call())];
+        let (lacking, by_admin) = instead[&(record.pid, call(record))];
         let stands_in = by_admin && lacking.has(*capability);
         let is_need = match record.verdict {
             _ if *capability == admin && !lacking.is_empty() => false,
-            Verdict::Granted | Verdict::Denied => true,
+            Verdict::Granted | Verdict::Denied | Verdict::Unknown => true,
             Verdict::Harmless => stands_in,
         };
         if !is_need {
@@ -233,9 +192,10 @@ fn needs(records: &[(CapSet, Record)]) -> BTreeMap<u64, Asked> {
         match record.verdict {
             Verdict::Granted => asked.granted += record.count,
             _ if stands_in => asked.stood_in += record.count,
+            Verdict::Unknown => asked.unseen += record.count,
             _ => asked.refused += record.count,
         }
-        asked.calls.insert(record.call());
+        asked.calls.insert(call(record));
         asked.names.insert(record.comm.clone());
     }
     needs
@@ -248,10 +208,12 @@ mod tests {
     fn line(cap: &str, verdict: &str, syscall: &str, class: &str) -> String {
         let bpf = if syscall == "bpf" { r#"{"command":"PROG_LOAD","type":"xdp"}"# } else { "null" };
         format!(
-            r#"{{"cap":"{cap}","pid":7,"tid":8,"uid":0,"comm":"app","cgroup":"/system.slice/a.service/x","unit":null,"#,
-        ) + &format!(
-            r#""verdict":"{verdict}","syscall":"{syscall}","bpf":{bpf},"class":"{class}","count":2,"lost":0}}"#
-        ) + "\n"
+            r#"{{"time":1.5,"cap":"{cap}","number":0,"pid":7,"tid":8,"uid":0,"comm":"app","cgroup":"/system.slice/a.service/x","#,
+        ) + r#""cgroup_id":9,"unit":null,"userns":1,"audit":true,"class_reason":null,"stack":[],"#
+            + &format!(
+                r#""verdict":"{verdict}","syscall":"{syscall}","bpf":{bpf},"class":"{class}","count":2}}"#
+            )
+            + "\n"
     }
 
     fn of(lines: &[String]) -> Observed {
@@ -304,12 +266,16 @@ mod tests {
     #[test]
     fn records_of_others_and_lost_ones_are_counted_apart() {
         let other = line("CAP_CHOWN", "granted", "fchown", "need").replace("a.service", "b.service");
-        let found = of(&[other, "{\"lost\": 5}\n".to_owned(), line("CAP_BPF", "granted", "bpf", "need")]);
+        let found = of(&[
+            other,
+            "{\"checks\": 9, \"lost\": 5}\n".to_owned(),
+            line("CAP_BPF", "granted", "bpf", "need"),
+        ]);
         assert_eq!(set(&found).to_string(), "CAP_BPF");
         let seen = &found.exercised;
         assert_eq!((seen.checks, seen.of_others, seen.lost, seen.processes), (2, 2, 5, 1));
         assert_eq!(seen.bpf.iter().cloned().collect::<Vec<_>>(), ["PROG_LOAD xdp"]);
-        assert_eq!(seen.seconds, None);
+        assert_eq!(seen.seconds, Some(0.0));
     }
 
     #[test]

@@ -3,16 +3,7 @@
 //! A check is bookkeeping if the kernel goes on either way, whatever the answer, and no caller is told: then nobody needs
 //! the capability for it. What is not in the table here counts as a need. That errs on the side of what works.
 
-/// What a check is, by its stack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Class {
-    /// Somebody may need it.
-    Need,
-    /// The kernel asks and goes on either way; a sentence that says why.
-    Bookkeeping(&'static str),
-    /// The stack is not known.
-    Unknown,
-}
+use super::observation::Class;
 
 /// Functions on the way, which capability (none: any), and why it makes no difference.
 #[rustfmt::skip]
@@ -71,14 +62,14 @@ fn is_of_tracing(name: &str) -> bool {
         || ["bpf_trampoline_", "bpf_trace_run", "__bpf_trace_"].iter().any(|start| name.starts_with(start))
 }
 
-/// What a check of this capability with these functions on the way is.
-pub(super) fn class(functions: &[String], cap: u8) -> Class {
+/// What a check of this capability with these functions on the way is; for bookkeeping a sentence that says why.
+pub(super) fn class(functions: &[String], cap: u8) -> (Class, Option<&'static str>) {
     if functions.is_empty() {
-        return Class::Unknown;
+        return (Class::Unknown, None);
     }
     let on_the_way = |names: &[&str]| functions.iter().any(|function| names.contains(&function.as_str()));
     let row = BOOKKEEPING.iter().find(|(names, of, _)| of.is_none_or(|of| of == cap) && on_the_way(names));
-    row.map_or(Class::Need, |(_, _, why)| Class::Bookkeeping(why))
+    row.map_or((Class::Need, None), |(_, _, why)| (Class::Bookkeeping, Some(why)))
 }
 
 /// Whether the kernel may leave an audit record of a denial; none if the functions do not tell.
@@ -116,11 +107,11 @@ mod tests {
     fn bookkeeping_is_told_from_needs() {
         let memory = of(&["security_vm_enough_memory_mm", "__mmap_region", "do_mmap"]);
         assert!(
-            matches!(class(&memory, 21), Class::Bookkeeping(why) if why.starts_with("memory overcommit"))
+            matches!(class(&memory, 21), (Class::Bookkeeping, Some(why)) if why.starts_with("memory overcommit"))
         );
         assert_eq!(audit(&memory), Some(false));
         let chown = of(&["security_capable", "capable_wrt_inode_uidgid", "setattr_prepare", "ext4_setattr"]);
-        assert_eq!((class(&chown, 0), audit(&chown)), (Class::Need, Some(true)));
+        assert_eq!((class(&chown, 0).0, audit(&chown)), (Class::Need, Some(true)));
         let stat = of(&[
             "security_capable",
             "ns_capable_noaudit",
@@ -128,11 +119,11 @@ mod tests {
             "ptrace_may_access",
             "do_task_stat",
         ]);
-        assert!(matches!(class(&stat, 19), Class::Bookkeeping(_)));
+        assert!(class(&stat, 19).0 == Class::Bookkeeping);
         assert_eq!(audit(&stat), Some(false));
         // The same way, another capability: nothing is known of it.
-        assert_eq!(class(&stat, 21), Class::Need);
-        assert_eq!((class(&[], 21), audit(&[])), (Class::Unknown, None));
+        assert_eq!(class(&stat, 21), (Class::Need, None));
+        assert_eq!((class(&[], 21).0, audit(&[])), (Class::Unknown, None));
         assert_eq!(audit(&of(&["some_other_lsm"])), None);
     }
 }

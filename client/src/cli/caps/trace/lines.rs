@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::Args;
 use super::observation::{Distinct, Observation};
+use crate::cli::audit::utc;
 use crate::cli::failure::Failure;
 use crate::cli::output;
 
@@ -72,8 +73,8 @@ pub(super) fn line(check: &Observation) -> String {
         None => "?",
     };
     row([
-        // Of 2026-11-22T18:00:00.250Z.
-        check.time.get(11..19).unwrap_or(&check.time),
+        // Of 2026-11-22T18:00:00Z.
+        utc(check.time).get(11..19).unwrap_or_default(),
         &check.uid.to_string(),
         &check.pid.to_string(),
         &check.tid.to_string(),
@@ -82,7 +83,7 @@ pub(super) fn line(check: &Observation) -> String {
         name,
         audit,
         check.verdict.word(),
-        &check.class,
+        check.class.word(),
         &check.count.to_string(),
         &unit,
         &syscall,

@@ -40,7 +40,7 @@ use crate::cli::load::SESSION_ENDED;
 use crate::cli::signals::{Event, Signals};
 use crate::cli::{Outcome, output};
 
-pub(crate) use self::observation::Observation;
+pub(crate) use self::observation::{Bpf, Class, Observation, Verdict};
 pub(crate) use self::scope::Scope;
 pub(crate) use self::tracer::Account;
 
@@ -98,6 +98,10 @@ pub(crate) fn run(socket: Option<&Path>, args: &Args) -> Outcome {
     // The screen is given back before anything else is said.
     drop(view);
     let (code, account) = result?;
+    if args.json {
+        // For who reads the lines later: `caps delta`.
+        output::print_json_line(&serde_json::json!({"checks": account.seen, "lost": account.lost}))?;
+    }
     say(&output::clean(&format!("bpfgate: {account}")));
     Ok(code)
 }
@@ -141,19 +145,14 @@ fn watch(
     }
 }
 
-/// What was seen, and how much was not.
-#[derive(Debug)]
-#[allow(dead_code, reason = "for `caps delta`, which observes a service")]
-pub(crate) struct Observed {
-    pub(crate) checks: Vec<Observation>,
-    pub(crate) account: Account,
-}
-
-/// Watches for so long, and gives each kind of check once, with how often it was seen.
-#[allow(dead_code, reason = "for `caps delta`, which observes a service")]
-pub(crate) fn observe(socket: Option<&Path>, scope: &Scope, duration: Duration) -> Result<Observed, Failure> {
+/// Watches for so long. Gives each kind of check of each process once, with how often it was seen.
+pub(crate) fn observe(
+    socket: Option<&Path>,
+    scope: &Scope,
+    duration: Duration,
+) -> Result<(Vec<Observation>, Account), Failure> {
     let mut tracer = Tracer::start(socket, scope, true)?;
-    let mut all = Distinct::default();
+    let mut all = Distinct::by_process();
     let end = Instant::now() + duration;
     loop {
         let left = end.saturating_duration_since(Instant::now());
@@ -163,7 +162,7 @@ pub(crate) fn observe(socket: Option<&Path>, scope: &Scope, duration: Duration) 
             all.add(check);
         }
         if left.is_zero() {
-            return Ok(Observed { checks: all.into_vec(), account });
+            return Ok((all.into_vec(), account));
         }
     }
 }

@@ -32,6 +32,28 @@ impl Verdict {
     }
 }
 
+/// What a check is, by the way to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Class {
+    /// Somebody may need the capability.
+    Need,
+    /// The kernel asks and goes on either way.
+    Bookkeeping,
+    /// The way is not known.
+    Unknown,
+}
+
+impl Class {
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Need => "need",
+            Self::Bookkeeping => "bookkeeping",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// A call of bpf(2).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Bpf {
@@ -43,10 +65,10 @@ pub(crate) struct Bpf {
 }
 
 /// Checks that are equal in all of this.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Observation {
-    /// When the last of them was, in UTC.
-    pub(crate) time: String,
+    /// When the last of them was: seconds since 1970.
+    pub(crate) time: f64,
     /// `CAP_NET_ADMIN`
     pub(crate) cap: String,
     pub(crate) number: u8,
@@ -67,8 +89,7 @@ pub(crate) struct Observation {
     /// None outside of system calls.
     pub(crate) syscall: Option<String>,
     pub(crate) bpf: Option<Bpf>,
-    /// `need`, `bookkeeping`, `unknown`
-    pub(crate) class: String,
+    pub(crate) class: Class,
     /// Why it is bookkeeping.
     pub(crate) class_reason: Option<String>,
     pub(crate) count: u64,
@@ -76,7 +97,7 @@ pub(crate) struct Observation {
     pub(crate) stack: Vec<String>,
 }
 
-/// What two checks have in common that are of one kind: not process, thread and time, and not the stack but its class.
+/// What two checks have in common that are of one kind: not thread and time, and not the stack but its class.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Kind {
     number: u8,
@@ -87,11 +108,13 @@ struct Kind {
     verdict: Verdict,
     syscall: Option<String>,
     bpf: Option<Bpf>,
-    class: String,
+    class: Class,
+    /// None where other processes are no other kind.
+    pid: Option<u32>,
 }
 
 impl Kind {
-    fn of(check: &Observation) -> Self {
+    fn of(check: &Observation, by_process: bool) -> Self {
         Self {
             number: check.number,
             uid: check.uid,
@@ -101,7 +124,8 @@ impl Kind {
             verdict: check.verdict,
             syscall: check.syscall.clone(),
             bpf: check.bpf.clone(),
-            class: check.class.clone(),
+            class: check.class,
+            pid: by_process.then_some(check.pid),
         }
     }
 }
@@ -109,14 +133,20 @@ impl Kind {
 /// Each kind of check once, counted together.
 #[derive(Default)]
 pub(super) struct Distinct {
+    by_process: bool,
     places: HashMap<Kind, usize>,
     all: Vec<Observation>,
 }
 
 impl Distinct {
+    /// Those of another process are another kind.
+    pub(super) fn by_process() -> Self {
+        Self { by_process: true, ..Self::default() }
+    }
+
     /// Whether it is the first of its kind; one more than there is room for is none.
     pub(super) fn add(&mut self, check: Observation) -> bool {
-        let kind = Kind::of(&check);
+        let kind = Kind::of(&check, self.by_process);
         if let Some(place) = self.places.get(&kind) {
             let known = &mut self.all[*place];
             known.count += check.count;
@@ -143,7 +173,7 @@ impl Distinct {
 #[cfg(test)]
 pub(super) fn example() -> Observation {
     Observation {
-        time: "2026-11-22T18:00:00.250Z".into(),
+        time: 1_795_370_400.25,
         cap: "CAP_BPF".into(),
         number: 39,
         pid: 7,
@@ -158,7 +188,7 @@ pub(super) fn example() -> Observation {
         audit: Some(true),
         syscall: Some("bpf".into()),
         bpf: Some(Bpf { command: "PROG_LOAD".into(), kind: Some("xdp".into()) }),
-        class: "need".into(),
+        class: Class::Need,
         class_reason: None,
         count: 3,
         stack: vec!["security_capable".into()],
@@ -183,10 +213,12 @@ mod tests {
     fn one_kind_is_counted_together() {
         let mut all = Distinct::default();
         assert!(all.add(example()));
-        assert!(!all.add(Observation { pid: 70, tid: 80, time: "later".into(), ..example() }));
+        assert!(!all.add(Observation { pid: 70, tid: 80, time: 1_795_370_401.0, ..example() }));
         assert!(all.add(Observation { verdict: Verdict::Harmless, ..example() }));
         assert!(all.add(Observation { bpf: None, ..example() }));
         let counts: Vec<u64> = all.all().iter().map(|check| check.count).collect();
         assert_eq!((counts, all.all()[0].pid), (vec![6, 3, 3], 70));
+        let mut all = Distinct::by_process();
+        assert!(all.add(example()) && all.add(Observation { pid: 70, ..example() }));
     }
 }

@@ -121,7 +121,7 @@ impl Table {
     fn draw(&self, account: &Account, width: usize, height: usize) -> String {
         let mut checks: Vec<&Observation> = self.all.all().iter().collect();
         match self.order {
-            Order::Newest => checks.sort_by(|a, b| b.time.cmp(&a.time)),
+            Order::Newest => checks.sort_by(|a, b| b.time.total_cmp(&a.time)),
             Order::Count => checks.sort_by_key(|check| std::cmp::Reverse(check.count)),
             Order::Capability => checks.sort_by_key(|check| (check.number, check.verdict)),
         }
@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn the_table_is_sorted_and_fits() {
         let mut all = Distinct::default();
-        all.add(Observation { time: "2026-11-22T18:00:01.000Z".into(), ..example() });
+        all.add(Observation { time: 1_795_370_401.0, ..example() });
         all.add(Observation { number: 0, cap: "CAP_CHOWN".into(), count: 9, ..example() });
         let mut table = Table { backend: "a backend", all, order: Order::Newest, paused: false };
         let account = Account { seen: 12, ..Account::default() };

@@ -10,12 +10,11 @@ use bpfgate_client::{Client, Error, Instance, LinkId, LoadOptions, Map, Pair, Up
 use nix::time::{ClockId, clock_gettime};
 
 use super::cgroups::{self, Cgroups};
-use super::class::{self, Class};
+use super::class;
 use super::layout::{self, Check, Tally, Total};
 use super::names;
 use super::observation::{Bpf, Observation, Verdict};
 use super::scope::{Scope, Target};
-use crate::cli::audit::utc;
 use crate::cli::failure::Failure;
 
 /// The app and the object of the policy.
@@ -209,7 +208,7 @@ impl Tracer {
                 );
             }
         }
-        news.sort_by(|a, b| a.time.cmp(&b.time));
+        news.sort_by(|a, b| a.time.total_cmp(&b.time));
         Ok((news, account))
     }
 
@@ -231,11 +230,7 @@ impl Tracer {
         count: u64,
     ) -> Result<Observation, Failure> {
         let stack = self.functions(check.stack)?;
-        let (class, reason) = match class::class(&stack, check.cap) {
-            Class::Need => ("need", None),
-            Class::Bookkeeping(why) => ("bookkeeping", Some(why.to_owned())),
-            Class::Unknown => ("unknown", None),
-        };
+        let (class, reason) = class::class(&stack, check.cap);
         let audit = match check.audit {
             layout::AUDIT_YES => Some(true),
             layout::AUDIT_NO => Some(false),
@@ -266,8 +261,8 @@ impl Tracer {
                 number => Some(names::syscall(number, check.compat)),
             },
             bpf,
-            class: class.to_owned(),
-            class_reason: reason,
+            class,
+            class_reason: reason.map(str::to_owned),
             count,
             stack,
         })
@@ -284,13 +279,11 @@ impl Tracer {
         Ok(functions)
     }
 
-    /// A time of the program as `2026-11-22T18:00:00.250Z`.
-    fn time(&self, monotonic: u64) -> String {
+    /// A time of the program as seconds since 1970.
+    #[allow(clippy::cast_precision_loss, reason = "milliseconds are enough")]
+    fn time(&self, monotonic: u64) -> f64 {
         let milliseconds = i64::try_from(monotonic).unwrap_or(0).saturating_add(self.since_1970) / 1_000_000;
-        let (seconds, rest) = (milliseconds.div_euclid(1000), milliseconds.rem_euclid(1000));
-        #[allow(clippy::cast_precision_loss, reason = "seconds of a calendar fit")]
-        let text = utc(seconds as f64);
-        format!("{}.{rest:03}Z", text.trim_end_matches('Z'))
+        milliseconds as f64 / 1000.0
     }
 }
 
