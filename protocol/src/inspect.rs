@@ -323,6 +323,8 @@ pub fn patch(insns: &mut [u8], slot: MapSlot, fd: i32) {
 mod tests {
     use super::*;
     use crate::messages::loader::Purpose;
+    use crate::policy::Policy;
+    use crate::policy::file::Accounts;
     use crate::refusal::Class;
 
     fn insn(code: u8, regs: u8, immediate: u32) -> Vec<u8> {
@@ -365,6 +367,28 @@ mod tests {
             assert!(probe_call(call).is_err(), "{call:?}");
         }
         assert!(probe_call(Call::Helper(113)).is_ok());
+    }
+
+    #[test]
+    fn a_grant_is_for_one_function_of_one_sort() {
+        let text = "version = 1\n[objects.o]\npath = \"/o\"\n[objects.o.helpers]\nkfuncs = [\"bpf_send_signal\", \"f\"]\n";
+        let policy = Policy::parse("p", text, &Accounts::default()).unwrap();
+        let (name, rules) = policy.objects.first_key_value().unwrap();
+        let granted = |function: Function| granted(name, rules, &function);
+        let kernel = |name: &str| Function::Kernel(name.parse().unwrap());
+        assert!(granted(kernel("f")).is_ok() && granted(kernel("bpf_send_signal")).is_ok());
+        for (function, says) in [
+            (
+                kernel("g"),
+                "calls g, which runs code of the kernel that may act on anything; the policy must say so: [objects.o.helpers] kfuncs = [\"g\"]",
+            ),
+            (Function::Helper(109), "allow = [\"bpf_send_signal\"]"),
+        ] {
+            let refusal = granted(function).unwrap_err();
+            assert!(refusal.why.ends_with(says) && refusal.line == Some(2), "{refusal:?}");
+        }
+        assert_eq!(granted(Function::Helper(212)).unwrap_err().class, Class::Unsupported);
+        assert!(granted(Function::Helper(1)).is_ok());
     }
 
     /// What looks like a call inside of the second half of a 64-bit load is a constant, and the other way round.

@@ -160,7 +160,7 @@ fn whatever_is_not_understood_is_an_error_with_its_place() {
         ("[[objects.o.xdp]]\nprogram = \"p\"\ninterfaces = [\"[ab]\"]\n", "6:15: an interface pattern"),
         ("[[objects.o.xdp]]\nprogram = \"p\"\ninterfaces = [\"a\", \"a\"]\n", "6:20: this stands here twice"),
         ("[[objects.o.xdp]]\nprogram = \"9\"\ninterfaces = [\"a\"]\n", "5:11: a program name"),
-        ("[[objects.o.lsm]]\nprogram = \"p\"\n", "4:13: unknown field 'lsm'"),
+        ("[[objects.o.kprobes]]\nprogram = \"p\"\n", "4:13: unknown field 'kprobes'"),
         ("[[objects.o.tracepoint]]\nprogram = \"p\"\nevents = [\"x\"]\n", "6:11: a tracepoint is written"),
         (
             "[[objects.o.raw_tracepoint]]\nprogram = \"p\"\nevents = [\"a:x\"]\n",
