@@ -24,7 +24,7 @@
 #define COMM_LEN 16 /* TASK_COMM_LEN of the kernel */
 #define FRAMES 8 /* of a stack, from cap_capable() on; a power of two */
 #define NAMES_LEN 512 /* the names of so many functions; longer ones are cut off */
-#define WINDOW 64 /* words of the kernel's stack in which the caller of cap_capable() is looked for */
+#define WINDOW 64 /* words of the kernel's stack in which the caller of cap_capable() is looked for; a power of two */
 #define FOLLOWED 8 /* different checks that are denied within one system call, and followed to its end; a power of two */
 #define NONE 0xffffffff
 
@@ -146,6 +146,8 @@ struct scratch {
 	__u64 frames[FRAMES]; /* return addresses */
 	__u64 base; /* where the context is: on the kernel's stack */
 	__u64 window[WINDOW];
+	__u64 place; /* where the caller was found last, and how often */
+	__u64 found;
 	char names[NAMES_LEN];
 };
 
@@ -318,31 +320,41 @@ static __always_inline void note_syscall(struct check *check, struct task_struct
  * the context of the program, is learned from the stacks that are walked: it is the same for all.
  */
 __u64 caller_place; /* bytes above the context */
-__u64 caller_proven; /* so many walks found it there */
-#define PROOFS 4
+__u64 caller_proven; /* so many walks found it there, and nowhere else */
+#define PROOFS 3
+
+static long find_caller(__u32 index, struct scratch **context)
+{
+	struct scratch *scratch = *context;
+
+	if (scratch->window[index & (WINDOW - 1)] == scratch->frames[1]) {
+		scratch->place = index * 8;
+		scratch->found++;
+	}
+	return 0;
+}
 
 static __always_inline void learn_place(struct scratch *scratch, __u64 base)
 {
-	__u64 caller = scratch->frames[1], place = 0;
+	__u64 caller = 0;
 
-	if (caller_proven) {
-		bpf_probe_read_kernel(&place, sizeof(place), (void *)(base + caller_place));
-		if (place == caller) {
-			if (caller_proven < PROOFS)
-				caller_proven++;
-			return;
-		}
-		caller_proven = 0;
+	if (caller_proven >= PROOFS) {
+		bpf_probe_read_kernel(&caller, sizeof(caller), (void *)(base + caller_place));
+		if (caller != scratch->frames[1])
+			caller_proven = 0;
+		return;
 	}
 	if (bpf_probe_read_kernel(scratch->window, sizeof(scratch->window), (void *)base))
 		return;
-	for (__u32 i = 0; i < WINDOW; i++) {
-		if (scratch->window[i] == caller) {
-			caller_place = i * 8;
-			caller_proven = 1;
-			return;
-		}
-	}
+	scratch->found = 0;
+	bpf_loop(WINDOW, find_caller, &scratch, 0);
+	/* One of two is left over from an earlier call: that proves nothing. */
+	if (scratch->found != 1)
+		return;
+	if (scratch->place != caller_place)
+		caller_proven = 0;
+	caller_place = scratch->place;
+	caller_proven++;
 }
 
 /* What stands for the stack of a check of memory accounting; 0: it is none, or that is not known yet. */
