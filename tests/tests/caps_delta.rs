@@ -41,7 +41,7 @@ impl Machine {
             };
             let record = |unit: &str| {
                 json!({
-                    "cap": cap, "pid": 70, "tid": 71, "uid": 990, "comm": "meter",
+                    "time": 1_795_370_400.5, "cap": cap, "pid": 70, "tid": 71, "uid": 990, "comm": "meter",
                     "cgroup": format!("/system.slice/{unit}"), "unit": unit, "verdict": verdict,
                     "syscall": syscall, "bpf": bpf, "class": "need", "count": 3,
                 })
@@ -101,7 +101,7 @@ fn one_too_many_and_one_too_few_are_found_and_the_drop_in_mends_it() {
     for words in [
         &format!("# CAP_NET_ADMIN (new): {evidence}\n"),
         "# CAP_CHOWN goes: not asked for in what was observed\n",
-        "Observed: 9 checks of 1 process, for how long the records do not say; 0 of them are bookkeeping",
+        "Observed: 9 checks of 1 process, 0 s from the first to the last; 0 of them are bookkeeping",
         "9 checks of other units were left out",
         "CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW\nAmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW\n",
     ] {
@@ -183,7 +183,7 @@ fn what_cannot_be_compared_is_said() {
     fails(
         "meter.service",
         2,
-        "record what it asks for with `bpfgate caps trace --unit meter.service --json > FILE`",
+        "watch it with --observe 10min, or record it with `bpfgate caps trace --unit meter.service --json > FILE`",
     );
     fails("meter.service --observed records", 1, "records cannot be read");
     machine.write("records", "{\"cap\": \"CAP_BPF\"}\n");

@@ -7,9 +7,7 @@ use bpfgate_tests::cgroup::Cgroup;
 use bpfgate_tests::cli::Ended;
 use bpfgate_tests::gate::sha256;
 use bpfgate_tests::user::in_thread;
-use bpfgate_tests::{
-    Gate, STRANGER, USER, Who, bin_dir, needs_kernel, needs_root, process, sys, wait_until, workspace,
-};
+use bpfgate_tests::{Gate, STRANGER, USER, Who, bin_dir, needs_root, process, sys, wait_until, workspace};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, SFlag, mknod};
 use nix::unistd::{Pid, chroot, gettid};
@@ -146,6 +144,11 @@ struct Trace {
 impl Trace {
     /// Starts one, and waits until it traces.
     fn start(command: &mut Command) -> Self {
+        Self::try_start(command).unwrap_or_else(|said| panic!("{said}"))
+    }
+
+    /// The same; or what it says instead.
+    fn try_start(command: &mut Command) -> Result<Self, String> {
         let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("setpriv is there");
         let out = BufReader::new(child.stdout.take().expect("a pipe"));
@@ -155,8 +158,13 @@ impl Trace {
         let mut err = BufReader::new(child.stderr.take().expect("a pipe"));
         let mut line = String::new();
         err.read_line(&mut line).expect("text");
-        assert!(line.starts_with("bpfgate: tracing by "), "{line}");
-        Self { child, err, lines }
+        if line.starts_with("bpfgate: tracing by ") {
+            println!("{}", line.trim());
+            return Ok(Self { child, err, lines });
+        }
+        err.read_to_string(&mut line).expect("text");
+        assert!(!child.wait().expect("it is ours").success(), "{line}");
+        Err(line)
     }
 
     /// Ends it; gives what it saw, and what it said of that.
@@ -165,7 +173,11 @@ impl Trace {
         let mut said = String::new();
         self.err.read_to_string(&mut said).expect("text");
         assert!(self.child.wait().expect("it is ours").success(), "{said}");
-        (self.lines.join().expect("its output is JSON"), said)
+        let mut lines = self.lines.join().expect("its output is JSON");
+        let last = lines.pop().expect("a line about the whole");
+        assert_eq!(last["checks"].as_u64(), Some(number(&said, "checks,")), "{said}");
+        assert_eq!(said.contains("none lost"), last["lost"] == 0, "{said} {last}");
+        (lines, said)
     }
 }
 
@@ -213,7 +225,6 @@ fn files(gate: &Gate) {
 #[test]
 fn every_check_is_seen_with_its_thread_and_verdict_and_none_is_invented() {
     needs_root!();
-    needs_kernel!(6, 14, "the tracepoint cap_capable");
     let gate = Gate::start();
     install(&gate);
     files(&gate);
@@ -298,11 +309,66 @@ fn every_check_is_seen_with_its_thread_and_verdict_and_none_is_invented() {
     gate.invariants(&before);
 }
 
+/// The policy with one way to see checks left.
+fn only(gate: &Gate, program: &str) {
+    install(gate);
+    let path = gate.policy_path("cap-trace");
+    let text = fs::read_to_string(&path).expect("a policy");
+    let mut tables: Vec<&str> = text.split("\n\n").collect();
+    let all = tables.len();
+    tables.retain(|table| {
+        let of_backend = ["on_tracepoint", "on_fexit", "on_kprobe"].iter().find(|name| table.contains(*name));
+        of_backend.is_none_or(|name| *name == program)
+    });
+    assert_eq!(tables.len(), all - 2);
+    fs::write(path, tables.join("\n\n")).expect("a policy");
+    gate.reload();
+}
+
+/// Each way to see checks, where this kernel has it, sees the same ones.
+#[test]
+fn every_backend_sees_the_same_checks() {
+    needs_root!();
+    let gate = Gate::start();
+    install(&gate);
+    files(&gate);
+    let before = gate.baseline();
+    let cgroup = Cgroup::new();
+    let mut seen = Vec::new();
+    for program in ["on_tracepoint", "on_fexit", "on_kprobe"] {
+        only(&gate, program);
+        let traced = Traced::start(&cgroup, "sequence", &gate.dir, 2);
+        let words = format!("caps trace --unit {} --json --stacks", cgroup.path.display());
+        let trace = match Trace::try_start(&mut gate.cli(&watcher(), &words)) {
+            Ok(trace) => trace,
+            Err(said) => {
+                println!("skipped {program}: {}", said.trim());
+                assert!(said.contains("cannot be traced here"), "{said}");
+                traced.go();
+                continue;
+            }
+        };
+        traced.go();
+        let (checks, _) = trace.end();
+        let count = |number: u64| sum(checks.iter().filter(|check| check["number"] == number));
+        assert_eq!([SYS_CHROOT, CHOWN, KILL].map(count), [3, 1, 1], "{program}: {checks:?}");
+        for check in &checks {
+            assert_eq!(check["verdict"] == "unknown", program == "on_kprobe", "{program}: {check}");
+            assert_ne!(check["audit"], Value::Null, "{program}: {check}");
+            assert_ne!(check["class"], "unknown", "{program}: {check}");
+        }
+        seen.push(program);
+    }
+    println!("{}", seen.join(", "));
+    assert!(!seen.is_empty(), "none of them works here");
+    drop(cgroup);
+    gate.invariants(&before);
+}
+
 /// A process is traced alone; without a look at how system calls end nothing is harmless.
 #[test]
 fn one_process_is_traced_and_no_other() {
     needs_root!();
-    needs_kernel!(6, 14, "the tracepoint cap_capable");
     let gate = Gate::start();
     install(&gate);
     files(&gate);
@@ -331,7 +397,6 @@ fn one_process_is_traced_and_no_other() {
 #[test]
 fn of_a_million_checks_none_is_missing() {
     needs_root!();
-    needs_kernel!(6, 14, "the tracepoint cap_capable");
     let gate = Gate::start();
     install(&gate);
     let before = gate.baseline();
@@ -351,7 +416,6 @@ fn of_a_million_checks_none_is_missing() {
 #[test]
 fn what_finds_no_room_is_said_to_be_lost() {
     needs_root!();
-    needs_kernel!(6, 14, "the tracepoint cap_capable");
     let gate = Gate::start();
     install(&gate);
     let before = gate.baseline();
@@ -376,7 +440,6 @@ fn what_finds_no_room_is_said_to_be_lost() {
 #[test]
 fn the_front_end_holds_no_capability() {
     needs_root!();
-    needs_kernel!(6, 14, "the tracepoint cap_capable");
     let gate = Gate::start();
     install(&gate);
     let before = gate.baseline();

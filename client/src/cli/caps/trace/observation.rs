@@ -64,13 +64,14 @@ pub(crate) struct Bpf {
     pub(crate) kind: Option<String>,
 }
 
-/// Checks that are equal in all of this.
+/// Checks that are equal in all of this. When it is read back, what nobody compares by may be missing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Observation {
     /// When the last of them was: seconds since 1970.
     pub(crate) time: f64,
     /// `CAP_NET_ADMIN`
     pub(crate) cap: String,
+    #[serde(default)]
     pub(crate) number: u8,
     pub(crate) pid: u32,
     pub(crate) tid: u32,
@@ -78,10 +79,12 @@ pub(crate) struct Observation {
     pub(crate) comm: String,
     /// The path of the cgroup; none if it was gone before it was looked for.
     pub(crate) cgroup: Option<String>,
+    #[serde(default)]
     pub(crate) cgroup_id: u64,
     /// The unit, or the last part of the path.
     pub(crate) unit: Option<String>,
     /// The inode of the user namespace where the capability was asked for.
+    #[serde(default)]
     pub(crate) userns: u32,
     pub(crate) verdict: Verdict,
     /// Whether the kernel may leave an audit record of a denial; none if that is not known.
@@ -94,6 +97,7 @@ pub(crate) struct Observation {
     pub(crate) class_reason: Option<String>,
     pub(crate) count: u64,
     /// The functions on the way to the check, the nearest first.
+    #[serde(default)]
     pub(crate) stack: Vec<String>,
 }
 
