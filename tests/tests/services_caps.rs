@@ -1,9 +1,16 @@
 //! Services: what `bpfgate caps` and `bpfgate doctor` say of the units, under the service manager.
 
+use bpfgate_tests::cli::Ended;
 use bpfgate_tests::counting::policy;
 use bpfgate_tests::services;
-use bpfgate_tests::services::{DropIn, bpfgate, helper, main_process, said};
+use bpfgate_tests::services::{DropIn, bpfgate, helper, main_process, said, systemctl};
+use bpfgate_tests::{slowness, workspace};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use std::time::Duration;
 
 const APP: &str = "caps-app";
 
@@ -95,4 +102,89 @@ fn doctor_finds_no_fault_in_the_services() {
         assert!(!of_topic.is_empty() && of_topic.iter().all(|line| line["state"] == "ok"), "{of_topic:?}");
     }
     drop(client);
+}
+
+/// What stands in the blocks of this kind.
+fn blocks<'t>(text: &'t str, kind: &str) -> Vec<&'t str> {
+    let begin = format!("```{kind}\n");
+    text.split(&begin).skip(1).map(|rest| rest.split_once("```\n").expect("its end").0).collect()
+}
+
+/// Lines without what differs from one time to the next: numbers, and with them the width of columns.
+fn alike(text: &str) -> BTreeSet<String> {
+    let word = |word: &str| {
+        let text: String = word.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+        let mut short = text.clone();
+        while short.contains("00") {
+            short = short.replace("00", "0");
+        }
+        if short == "times" { "time".to_owned() } else { short }
+    };
+    let line = |line: &str| line.split_whitespace().map(word).collect::<Vec<_>>().join(" ");
+    text.lines().map(line).filter(|line| !line.is_empty()).collect()
+}
+
+/// The service of the guide, while this lives.
+struct Meter;
+
+impl Meter {
+    const DROP_IN: &str = "/etc/systemd/system/meter.service.d/capabilities.conf";
+
+    fn start(guide: &str) -> Self {
+        fs::write("/usr/local/bin/meter", blocks(guide, "python")[0]).unwrap();
+        fs::set_permissions("/usr/local/bin/meter", fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write("/etc/systemd/system/meter.service", blocks(guide, "ini")[0]).unwrap();
+        Self::again();
+        Self
+    }
+
+    fn again() {
+        for words in [["daemon-reload"].as_slice(), &["restart", "meter.service"]] {
+            let done = systemctl(words);
+            assert!(done.status.success(), "{}", said(&done));
+        }
+        // The interpreter has started.
+        std::thread::sleep(Duration::from_secs(1) * slowness());
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        systemctl(&["stop", "meter.service"]);
+        for file in ["/usr/local/bin/meter", "/etc/systemd/system/meter.service", Self::DROP_IN] {
+            let _ = fs::remove_file(file);
+        }
+        let _ = fs::remove_dir("/etc/systemd/system/meter.service.d");
+        systemctl(&["daemon-reload"]);
+    }
+}
+
+/// Runs a command of the guide as somebody in the group adm, without a capability.
+fn as_a_reader_of_logs(words: &str) -> Ended {
+    let adm = nix::unistd::Group::from_name("adm").unwrap().expect("Debian has it").gid;
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=12345", "--regid=12345", &format!("--groups={adm}"), "bpfgate"]);
+    Ended::of(command.args(words.split(' ')))
+}
+
+/// The guide from top to bottom: what it shows of its service is what is printed, and the drop-in mends the unit.
+#[test]
+fn the_recipe_of_the_guide_leads_where_it_says() {
+    let _services = services!();
+    let guide = fs::read_to_string(workspace().join("docs/capabilities.md")).unwrap();
+    let _meter = Meter::start(&guide);
+    let shown = blocks(&guide, "console live");
+    assert_eq!(shown.len(), 3);
+    for transcript in shown {
+        let (line, expected) = transcript.split_once('\n').unwrap();
+        let ended = as_a_reader_of_logs(line.strip_prefix("$ bpfgate ").unwrap());
+        assert_eq!(ended.code, Some(0), "{line}: {ended:?}");
+        println!("{line}\n{}", ended.out);
+        assert_eq!(alike(&ended.out), alike(expected), "{line}: {ended:?}");
+        if let Some(start) = ended.out.find(&format!("# {}", Meter::DROP_IN)) {
+            fs::create_dir_all("/etc/systemd/system/meter.service.d").unwrap();
+            fs::write(Meter::DROP_IN, &ended.out[start..]).unwrap();
+            Meter::again();
+        }
+    }
 }
