@@ -388,6 +388,10 @@ impl Transaction<'_> {
         let mut held: Vec<Option<Held>> = self.held.into_iter().map(Some).collect();
         let mut maps = Vec::new();
         for (name, handle) in names {
+            // By its name a map is found, and by its name it is decided who gets it.
+            if maps.iter().any(|map: &Map| map.name == name) {
+                return Err(astray());
+            }
             match held.get_mut(place(handle)).and_then(Option::take) {
                 Some(Held::Map { fd, purpose: Purpose::Object(_), frozen }) => {
                     maps.push(Map { name, fd, frozen, issued: Issued::default() });

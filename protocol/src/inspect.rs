@@ -57,8 +57,12 @@ pub fn is_per_cpu(map_type: u32) -> bool {
 /// Errors: `Unsupported` (type or flags that no app may have)
 pub fn check_map(map: &MapCreate, cpus: u32) -> Result<u64, Refusal> {
     let refuse = |why: String| Err(Refusal::unsupported(why));
-    if map.name.len() > 15 {
-        return refuse("a map name is longer than the kernel allows".into());
+    // As bpf_obj_name_cpy (kernel/bpf/syscall.c) does; and what is refused below is told to the client by this name.
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.');
+    if map.name.len() > 15 || !map.name.bytes().all(plain) {
+        return refuse(
+            "a map has a name that the kernel does not take: at most 15 letters, digits, _ and .".into(),
+        );
     }
     let kind = map_type_name(map.map_type);
     if !ALLOWED.contains(&kind.as_str()) {
