@@ -12,6 +12,7 @@
 //! | [`cli`] | the command line, run to its end or while it runs |
 //! | [`counting`] | programs that count |
 //! | [`peer`] | a lying broker: speaks straight to a real helper |
+//! | [`rogue`] | a lying loader, or a lying spawner and its helpers |
 //! | [`user`] | threads that are somebody else |
 //! | [`services`] | bpfgate under a running systemd |
 //! | [`sys`] | every unsafe block |
@@ -30,6 +31,7 @@ pub mod network;
 pub mod peer;
 pub mod process;
 pub mod raw;
+pub mod rogue;
 pub mod services;
 pub mod sys;
 pub mod user;
