@@ -353,6 +353,11 @@ impl Transaction<'_> {
 
     fn program_failed(&mut self, load: &ProgLoad, error: Errno, mut log: Vec<u8>) -> Answer {
         log.truncate(log.iter().position(|&b| b == 0).unwrap_or(log.len()));
+        if log.len() + 1 >= MAX_LOG {
+            // Its beginning is missing: half a line could be half an address.
+            log.drain(..log.iter().position(|&b| b == b'\n').map_or(log.len(), |end| end + 1));
+        }
+        inspect::hide_addresses(&mut log);
         if let Purpose::Object(index) = load.purpose {
             let name = self.permit.programs().nth(index as usize).map(|rule| rule.program.to_string());
             let name = name.unwrap_or_default();
