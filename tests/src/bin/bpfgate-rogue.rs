@@ -9,8 +9,9 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 fn main() {
-    let mut test = UnixStream::connect(SOCKET).expect("the test listens");
+    // Before anything else has a number.
     let channels: Vec<_> = (3..5).map_while(|fd| inherited_fd(fd).ok()).collect();
+    let mut test = UnixStream::connect(SOCKET).expect("the test listens");
     let lent: Vec<_> = channels.iter().map(AsFd::as_fd).collect();
     send_stream(test.as_fd(), &[0], &lent).expect("the test takes them");
     drop(channels);
