@@ -108,7 +108,26 @@ impl Witness {
         if verb == "Open" && told.is_ok() {
             self.app = asked["app"].as_str().map(str::to_owned);
         }
+        if let Err((class, parameters)) = told {
+            self.is_discreet(class, parameters);
+        }
         claim(&self.audit, &Decision { uid: self.uid, app: self.app.as_deref(), verb, asked, told });
+    }
+}
+
+impl Witness {
+    /// Asserts that a refusal names no file of the broker's, no digest, and nobody else.
+    fn is_discreet(&self, class: &str, parameters: &Value) {
+        let message = parameters["message"].as_str().expect("a refusal is a sentence");
+        let place = self.audit.parent().expect("the directory of the test").display().to_string();
+        let words = message.split(|c: char| !c.is_ascii_alphanumeric());
+        let digest = |word: &str| word.len() >= 32 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let fine = !message.contains(&place) && !message.contains(".toml") && !words.clone().any(digest);
+        assert!(fine && !message.contains(char::is_control), "{class} tells too much: {message:?}");
+        // Who is told that it has too many connections, is told so by its number.
+        let others = words.filter_map(|word| word.parse::<u32>().ok());
+        let named = others.filter(|number| (12_340..=12_400).contains(number) && *number != self.uid).count();
+        assert_eq!(named, 0, "{class} names somebody else: {message:?}");
     }
 }
 

@@ -617,3 +617,18 @@ fn a_spawner_makes_one_helper_for_an_app() {
     drop(spawner);
     gate.invariants(&before);
 }
+
+/// PRO-01: a datagram of no bytes is what the end of a channel looks like, and is taken for it: everything is released.
+#[test]
+fn an_empty_message_is_the_end() {
+    needs_root!();
+    let gate = Gate::start();
+    gate.policy("app", POLICY);
+    let before = gate.baseline();
+    let mut peer = Peer::start(&gate, "app");
+    let _client = peer.session(&gate, 1, &USER);
+    assert!(matches!(peer.ask(&load(1, "o"), None).0, Outcome::Loaded { .. }));
+    peer.channel.send_bytes(&[], &[]).unwrap();
+    assert!(wait_until(SOON, || Process::of(peer.pid()).is_none()), "it goes on");
+    gate.invariants(&before);
+}

@@ -317,6 +317,39 @@ fn a_thousand_connections_of_one_user_are_its_own_trouble() {
     gate.invariants(&before);
 }
 
+/// RES: a user whose every connection has sent as much of a request as there may be, and not its end, costs the broker just
+/// that, and for ten seconds.
+#[test]
+fn what_a_user_makes_the_broker_keep_is_bounded() {
+    const MOST: usize = 64 * 1024;
+    needs_root!();
+    let gate = Gate::start();
+    gate.policy("app", WITH_MAP);
+    let before = gate.baseline();
+    let memory = || process::number(gate.broker.pid, "VmRSS");
+    let at_first = memory();
+    let mut hoard = Vec::new();
+    for _ in 0..64 {
+        let mut raw = Raw::connect(&gate, &USER);
+        // An answer that is not read, and then half of the next call.
+        raw.send(&frame("org.varlink.service.GetInfo", &json!({}))).unwrap();
+        raw.send(&vec![b' '; MOST - 1]).unwrap();
+        hoard.push(raw);
+    }
+    std::thread::sleep(SOON / 2);
+    let kept = memory().saturating_sub(at_first);
+    println!("{kept} kB");
+    // Each may have a request of 64 KiB, and one more buffer that was read at once.
+    assert!(kept < 64 * 2 * 64 + 1024, "{kept} kB");
+    let closed = |raw: &mut Raw| {
+        let _ = raw.reply();
+        raw.receive().is_none()
+    };
+    assert!(hoard.iter_mut().all(closed), "half a request is waited for");
+    drop(hoard);
+    gate.invariants(&before);
+}
+
 /// XPO-11, XPO-04, XPO-05, XPO-07: what the library gets is closed at an exec, and by every way in which a client can get
 /// a descriptor it is a map of plain data.
 #[test]
