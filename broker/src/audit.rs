@@ -9,7 +9,7 @@ mod limit;
 use bpfgate_lockdown::{Fatal, Step};
 use bpfgate_protocol::identity::Peer;
 use bpfgate_protocol::messages::helper::{MapInfo, Outcome, Target, Verb};
-use bpfgate_protocol::refusal::{Refusal, is_active};
+use bpfgate_protocol::refusal::{Refusal, is_active, one_line};
 use journal::Journal;
 use limit::{Fields, Limit};
 use serde::Serialize;
@@ -233,20 +233,7 @@ impl<'a> Record<'a> {
 /// Text in which nothing moves a cursor, ends a line, or turns the direction of writing.
 fn plain(value: &mut Value) {
     match value {
-        Value::String(text) if text.contains(is_active) => {
-            *text = text
-                .chars()
-                .map(|c| {
-                    if c == '\n' {
-                        ' '
-                    } else if is_active(c) {
-                        '?'
-                    } else {
-                        c
-                    }
-                })
-                .collect();
-        }
+        Value::String(text) if text.contains(is_active) => *text = one_line(text),
         Value::Array(values) => values.iter_mut().for_each(plain),
         _ => {}
     }

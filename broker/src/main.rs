@@ -28,6 +28,7 @@ use bpfgate_protocol::messages::helper::Sandbox;
 use bpfgate_protocol::policy::{Machine, file};
 use bpfgate_systemd::manager::Manager;
 use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use std::path::{Path, PathBuf};
@@ -83,6 +84,7 @@ fn run(mut arguments: Arguments) -> Result<(), Fatal> {
     // As many descriptors as there may be: those that clients have not read yet count too, and the limits on
     // connections are our own.
     process::tame(u64::MAX)?;
+    fit(&mut arguments)?;
     let place = arguments.audit.as_deref().unwrap_or(if arguments.standalone { "-" } else { "journal" });
     let audit = Audit::open(&place.into())?;
     let generations = Generations::first(&arguments.policies).step("reading /etc/passwd and /etc/group")?;
@@ -120,6 +122,30 @@ fn run(mut arguments: Arguments) -> Result<(), Fatal> {
     let here = Here { sandbox, machine, units };
     let parts = Parts { doors, generations, hangups, starter, manager, audit, here };
     Server::new(&arguments, parts).step("starting to serve")?.run()
+}
+
+/// Descriptors beside those of connections: channels to helpers, what is on its way to clients, files of policies.
+const OTHERS: u32 = 64;
+
+/// Takes no more connections than there are descriptors for, and none of their users all of them. Without one left nobody
+/// could be let in, and the loop would try again and again.
+fn fit(arguments: &mut Arguments) -> Result<(), Fatal> {
+    let (files, _) = getrlimit(Resource::RLIMIT_NOFILE).step("reading RLIMIT_NOFILE")?;
+    let files = u32::try_from(files).unwrap_or(u32::MAX);
+    let most = files.saturating_sub(OTHERS);
+    if most < OTHERS {
+        let least = 2 * OTHERS;
+        return Err(Fatal(format!("RLIMIT_NOFILE is {files}: a broker needs {least} descriptors at least")));
+    }
+    if arguments.max_connections > most {
+        log::warn!(
+            "RLIMIT_NOFILE is {files}: descriptors for {most} connections, not {}",
+            arguments.max_connections
+        );
+        arguments.max_connections = most;
+        arguments.max_connections_per_user = arguments.max_connections_per_user.min(most / 8);
+    }
+    Ok(())
 }
 
 /// SIGHUP as something to read: it says that the policies are to be read again. After the start of children, which would

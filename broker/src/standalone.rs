@@ -8,7 +8,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connec
 use nix::sys::stat::{Mode, umask};
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Who the broker is if there is no user of its name: just below the range that the spawner gives to helpers.
@@ -59,6 +59,7 @@ fn bound(path: &Path) -> Result<OwnedFd, Fatal> {
         let mode = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(directory, mode).step(&step("the directory of"))?;
     }
+    refuse_place(path)?;
     let address = UnixAddr::new(path).step(&step("the socket"))?;
     let new = || {
         socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)
@@ -83,6 +84,26 @@ fn bound(path: &Path) -> Result<OwnedFd, Fatal> {
         );
     }
     Ok(listener)
+}
+
+/// What connect(2) says of a file is what it says of a stale socket: looked at first, nothing but a socket is taken away.
+/// Nor is the socket where everybody could put another one in its place.
+fn refuse_place(path: &Path) -> Result<(), Fatal> {
+    if path.symlink_metadata().is_ok_and(|there| !there.file_type().is_socket()) {
+        let why = "is there and is no socket: remove it, or choose another --socket";
+        return Err(Fatal(format!("{} {why}", path.display())));
+    }
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    let mode = std::fs::metadata(directory.unwrap_or(Path::new("."))).map_or(0, |there| there.mode());
+    // In a sticky directory nobody takes away what is another's.
+    if mode & 0o1002 == 0o002 {
+        return Err(Fatal(format!(
+            "everybody may write the directory of {} (mode {:04o}), and so take the place of the broker: chmod o-w, or choose another --socket",
+            path.display(),
+            mode & 0o7777
+        )));
+    }
+    Ok(())
 }
 
 fn spawner(arguments: &Arguments) -> Result<Channel, Fatal> {

@@ -12,17 +12,19 @@ use nix::sys::time::TimeSpec;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// How long the loader may think between two messages, in milliseconds. The kernel's own work, the verifier's
-/// above all, is done by this process and does not count.
-const PATIENCE: u16 = 10_000;
+/// How long the loader may think in all until a request is done. The kernel's own work, the verifier's above all, is done
+/// by this process and does not count.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) struct Loader {
     leash: Channel,
     work: Channel,
     /// The number of the worker at the other end of `work`, as far as we were told.
     worker: u32,
+    /// How long it may still think.
+    patience: Duration,
     gone: bool,
 }
 
@@ -38,7 +40,7 @@ impl Loader {
         drop((leash_end, work_end));
         leash.set_timeouts(5, 5).step("setting deadlines")?;
         work.set_timeouts(5, 5).step("setting deadlines")?;
-        let mut loader = Self { leash, work, worker: 1, gone: false };
+        let mut loader = Self { leash, work, worker: 1, patience: PATIENCE, gone: false };
         match loader.leash.recv::<FromLeash>().step("waiting for the loader")? {
             (FromLeash::Ready { version: INNER_VERSION }, _) => Ok(loader),
             (other, _) => Err(Fatal(format!("the loader is of another version: {other:?}"))),
@@ -50,14 +52,17 @@ impl Loader {
         self.gone
     }
 
-    /// Begins a request. What a worker that has died since left behind is thrown away first: it sent all of
-    /// that before its end was announced.
+    /// Begins a request. Nobody is asked anything before: what is there was left behind by a worker that has died since,
+    /// or the one that works now breaks the protocol. It is ended, so that there is an end to what it says.
     pub(crate) fn request(&mut self, request: &ToLoader, file: BorrowedFd<'_>) -> Result<(), Refusal> {
         self.catch_up()?;
+        if !self.gone && readable([self.work.as_fd()], Duration::ZERO)?[0] {
+            self.kill()?;
+        }
         if self.gone {
             return Err(lost());
         }
-        self.throw_away()?;
+        self.patience = PATIENCE;
         self.send(request, Some(file))
     }
 
@@ -67,7 +72,10 @@ impl Loader {
 
     /// The loader's next message of this request.
     pub(crate) fn next(&mut self) -> Result<(FromLoader, Vec<OwnedFd>), Refusal> {
-        match readable([self.leash.as_fd(), self.work.as_fd()], PATIENCE)? {
+        let start = Instant::now();
+        let ready = readable([self.leash.as_fd(), self.work.as_fd()], self.patience)?;
+        self.patience = self.patience.saturating_sub(start.elapsed());
+        match ready {
             // First: what is said on `work` after a worker's end is of another one.
             [true, _] => {
                 let how = self.announcement()?;
@@ -78,7 +86,7 @@ impl Loader {
             [false, true] => self.work.recv().map_err(|error| self.broken(&error)),
             [false, false] => {
                 self.kill()?;
-                let seconds = PATIENCE / 1000;
+                let seconds = PATIENCE.as_secs();
                 Err(Refusal::object(format!(
                     "libbpf did not come to an end with this object within {seconds} s"
                 )))
@@ -99,7 +107,7 @@ impl Loader {
 
     /// Takes in that workers of before have ended: the next announcement is about the one that works now.
     fn catch_up(&mut self) -> Result<(), Refusal> {
-        while !self.gone && readable([self.leash.as_fd()], 0)?[0] {
+        while !self.gone && readable([self.leash.as_fd()], Duration::ZERO)?[0] {
             self.announcement()?;
         }
         Ok(())
@@ -120,7 +128,7 @@ impl Loader {
     }
 
     fn throw_away(&mut self) -> Result<(), Refusal> {
-        while !self.gone && readable([self.work.as_fd()], 0)?[0] {
+        while !self.gone && readable([self.work.as_fd()], Duration::ZERO)?[0] {
             if let Err(ChannelError::Closed) = self.work.recv::<FromLoader>() {
                 self.gone = true;
             }
@@ -161,11 +169,11 @@ fn lost() -> Refusal {
     Refusal::helper("the loader of this app has ended; what is attached goes on, new loads need a new helper")
 }
 
-/// Which of these can be read, or are at their end, within so many milliseconds.
-fn readable<const N: usize>(fds: [BorrowedFd<'_>; N], milliseconds: u16) -> Result<[bool; N], Refusal> {
+/// Which of these can be read, or are at their end, within this time.
+fn readable<const N: usize>(fds: [BorrowedFd<'_>; N], limit: Duration) -> Result<[bool; N], Refusal> {
     let mut polled = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
     // ppoll, not poll: the kernel goes on with poll by restart_syscall after a stop, which is not on our list.
-    let timeout = TimeSpec::from_duration(Duration::from_millis(u64::from(milliseconds)));
-    ppoll(&mut polled, Some(timeout), None).map_err(|errno| Refusal::kernel("ppoll", errno as i32))?;
+    ppoll(&mut polled, Some(TimeSpec::from_duration(limit)), None)
+        .map_err(|errno| Refusal::kernel("ppoll", errno as i32))?;
     Ok(polled.map(|fd| fd.revents().is_some_and(|events| !events.is_empty())))
 }

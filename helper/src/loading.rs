@@ -387,6 +387,11 @@ impl Transaction<'_> {
 
     fn program_failed(&mut self, load: &ProgLoad, error: Errno, mut log: Vec<u8>) -> Answer {
         log.truncate(log.iter().position(|&b| b == 0).unwrap_or(log.len()));
+        if log.len() + 1 >= MAX_LOG {
+            // Its beginning is missing: half a line could be half an address.
+            log.drain(..log.iter().position(|&b| b == b'\n').map_or(log.len(), |end| end + 1));
+        }
+        inspect::hide_addresses(&mut log);
         if let Purpose::Object(index) = load.purpose {
             let name = self.permit.programs().nth(index as usize).map(|rule| rule.program.to_string());
             let name = name.unwrap_or_default();
@@ -422,6 +427,10 @@ impl Transaction<'_> {
         let mut held: Vec<Option<Held>> = self.held.into_iter().map(Some).collect();
         let mut maps = Vec::new();
         for (name, handle) in names {
+            // By its name a map is found, and by its name it is decided who gets it.
+            if maps.iter().any(|map: &Map| map.name == name) {
+                return Err(astray());
+            }
             match held.get_mut(place(handle)).and_then(Option::take) {
                 Some(Held::Map { fd, purpose: Purpose::Object(_), frozen }) => {
                     maps.push(Map { name, fd, frozen, issued: Issued::default() });

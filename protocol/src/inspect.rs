@@ -57,8 +57,12 @@ pub fn is_per_cpu(map_type: u32) -> bool {
 /// Errors: `Unsupported` (type or flags that no app may have)
 pub fn check_map(map: &MapCreate, cpus: u32) -> Result<u64, Refusal> {
     let refuse = |why: String| Err(Refusal::unsupported(why));
-    if map.name.len() > 15 {
-        return refuse("a map name is longer than the kernel allows".into());
+    // As bpf_obj_name_cpy (kernel/bpf/syscall.c) does; and what is refused below is told to the client by this name.
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.');
+    if map.name.len() > 15 || !map.name.bytes().all(plain) {
+        return refuse(
+            "a map has a name that the kernel does not take: at most 15 letters, digits, _ and .".into(),
+        );
     }
     let kind = map_type_name(map.map_type);
     if !ALLOWED.contains(&kind.as_str()) {
@@ -319,6 +323,25 @@ pub fn patch(insns: &mut [u8], slot: MapSlot, fd: i32) {
     insns[slot.index * INSN + 4..slot.index * INSN + 8].copy_from_slice(&fd.to_le_bytes());
 }
 
+/// Takes the addresses of the kernel out of a verifier's log: to a process with `CAP_PERFMON` the kernel writes where maps
+/// are in memory, and the log is for clients without any capability. What a constant is stands behind it, in the state of
+/// the registers. Source: kernel/bpf/disasm.c, `print_bpf_insn`.
+pub fn hide_addresses(log: &mut [u8]) {
+    const LD_IMM64: &[u8] = b"(18) r";
+    let mut at = 0;
+    while let Some(found) = log[at..].windows(LD_IMM64.len()).position(|text| text == LD_IMM64) {
+        at += found + LD_IMM64.len();
+        // A register has one digit, or two: `1 = 0x`.
+        let number = log[at..].iter().take(8).position(|&byte| byte == b'x');
+        for byte in log[at..].iter_mut().skip(number.map_or(usize::MAX, |x| x + 1)) {
+            if !byte.is_ascii_hexdigit() {
+                break;
+            }
+            *byte = b'?';
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -447,6 +470,17 @@ mod tests {
             btf: 0,
             btf_ids: (0, 0),
         }
+    }
+
+    #[test]
+    fn a_log_tells_no_address() {
+        let text = "3: (07) r2 += -4\n4: (18) r1 = 0xffff88816c07b400       ; R1=map_ptr(ks=4)\n\
+                    6: (18) r10 = 0x7 ; R10=7\n7: (18) r1 = \n8: (18) r3 = 0xffffc90000\n(18) r";
+        let mut log = text.as_bytes().to_vec();
+        hide_addresses(&mut log);
+        let expected = "3: (07) r2 += -4\n4: (18) r1 = 0x????????????????       ; R1=map_ptr(ks=4)\n\
+                        6: (18) r10 = 0x? ; R10=7\n7: (18) r1 = \n8: (18) r3 = 0x??????????\n(18) r";
+        assert_eq!(String::from_utf8(log).unwrap(), expected);
     }
 
     #[test]

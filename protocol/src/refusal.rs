@@ -175,6 +175,17 @@ pub fn is_active(c: char) -> bool {
         || matches!(c, '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
+/// Text of another process as a part of one line of a log or a record: nothing in it ends the line, moves a cursor, or
+/// turns the direction of writing.
+pub fn one_line(text: &str) -> String {
+    let plain = |c| match c {
+        '\n' => ' ',
+        c if is_active(c) => '?',
+        c => c,
+    };
+    text.chars().map(plain).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,5 +211,6 @@ mod tests {
     fn printable_text_is_bounded_and_free_of_control_characters() {
         assert_eq!(printable("a\x1b[31m\0b\nc", 100), "a?[31m?b\nc");
         assert_eq!(printable("äää", 3), "ä");
+        assert_eq!(one_line("a\x1b[31m\0b\nc\u{202e}ä"), "a?[31m?b c?ä");
     }
 }

@@ -13,6 +13,8 @@
 //! | [`cli`] | the command line, run to its end or while it runs |
 //! | [`counting`] | programs that count |
 //! | [`peer`] | a lying broker: speaks straight to a real helper |
+//! | [`rogue`] | a lying loader, or a lying spawner and its helpers |
+//! | [`second`] | another broker beside the gate's, started otherwise |
 //! | [`user`] | threads that are somebody else |
 //! | [`services`] | bpfgate under a running systemd |
 //! | [`sys`] | every unsafe block |
@@ -32,6 +34,8 @@ pub mod network;
 pub mod peer;
 pub mod process;
 pub mod raw;
+pub mod rogue;
+pub mod second;
 pub mod services;
 pub mod sys;
 pub mod user;

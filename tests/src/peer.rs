@@ -1,6 +1,7 @@
 //! A broker that lies: it speaks to a real helper in its real confinement.
 
 use crate::gate::{Gate, bin_dir};
+use crate::rogue::{self, Ambush, Loader};
 use crate::sys;
 use crate::user::{Who, as_user};
 use crate::{SOON, wait_until};
@@ -54,10 +55,25 @@ pub struct Peer {
 impl Peer {
     /// Starts `bpfgate-helper APP` in the gate's namespaces and waits until it is ready.
     pub fn start(gate: &Gate, app: &str) -> Self {
+        let mut peer = Self::start_with(gate, app, &bin_dir().join("bpfgate-loader"));
+        peer.wait_until_ready(gate);
+        peer
+    }
+
+    /// The same with a loader that was taken over.
+    pub fn start_with_rogue(gate: &Gate, app: &str) -> (Self, Loader) {
+        let ambush = Ambush::lay(gate);
+        let mut peer = Self::start_with(gate, app, &rogue::program());
+        let loader = Loader::caught(&ambush);
+        peer.wait_until_ready(gate);
+        (peer, loader)
+    }
+
+    fn start_with(gate: &Gate, app: &str, loader: &Path) -> Self {
         let (ours, theirs) = Channel::pair().expect("a channel");
         let mut command = gate.inside(bin_dir().join("bpfgate-helper"));
         command.arg(app).arg("--policies").arg(gate.dir.join("policies"));
-        command.arg("--loader").arg(bin_dir().join("bpfgate-loader")).args(["--uid", HELPER_UID]);
+        command.arg("--loader").arg(loader).args(["--uid", HELPER_UID]);
         command.arg("--socket").arg(gate.dir.join(ENTRANCE));
         let log = File::options().append(true).open(gate.dir.join("broker.log")).expect("the log");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
@@ -65,12 +81,14 @@ impl Peer {
         let child = command.spawn().expect("nsenter is there");
         drop(theirs);
         ours.set_timeouts(10, 30).expect("deadlines");
-        let mut peer = Self { channel: ours, sandbox: nothing(), child };
-        match peer.channel.recv::<FromHelper>() {
-            Ok((FromHelper::Ready { sandbox, .. }, _)) => peer.sandbox = sandbox,
+        Self { channel: ours, sandbox: nothing(), child }
+    }
+
+    fn wait_until_ready(&mut self, gate: &Gate) {
+        match self.channel.recv::<FromHelper>() {
+            Ok((FromHelper::Ready { sandbox, .. }, _)) => self.sandbox = sandbox,
             other => panic!("the helper is not ready: {other:?}\n{}", gate.log()),
         }
-        peer
     }
 
     /// Its process id.
@@ -86,6 +104,11 @@ impl Peer {
     /// The answer to a request.
     pub fn ask(&mut self, request: &ToHelper, socket: Option<BorrowedFd<'_>>) -> (Outcome, Vec<OwnedFd>) {
         self.send(request, socket);
+        self.answer(request)
+    }
+
+    /// The answer to a request that was sent.
+    pub fn answer(&mut self, request: &ToHelper) -> (Outcome, Vec<OwnedFd>) {
         match self.channel.recv::<FromHelper>() {
             Ok((FromHelper::Answer { outcome, .. }, fds)) => (outcome, fds),
             other => panic!("{request:?}: no answer: {other:?}"),

@@ -49,6 +49,14 @@ pub fn stat(pid: i32) -> Option<(char, i32, u64)> {
     Some((fields.first()?.chars().next()?, fields.get(1)?.parse().ok()?, fields.get(19)?.parse().ok()?))
 }
 
+/// How long a process has computed, in ticks of USER_HZ; 0 if it is gone.
+pub fn ticks(pid: i32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields).split(' ');
+    // utime and stime are the fields 14 and 15, of which the name was the second.
+    fields.skip(12).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()
+}
+
 /// The name of its program, without the mark of a file that was replaced meanwhile.
 fn program(pid: i32) -> Option<String> {
     let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?;

@@ -1,7 +1,7 @@
 //! Every decision that a client in a test's own process is told of has its audit record, of its own, with the right peer, app, verb,
 //! verdict, object and numbers. The broker writes the record before it answers, so it can be looked for at once.
 
-use bpfgate_protocol::refusal::Class;
+use bpfgate_protocol::refusal::{Class, is_active};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -108,7 +108,28 @@ impl Witness {
         if verb == "Open" && told.is_ok() {
             self.app = asked["app"].as_str().map(str::to_owned);
         }
+        if let Err((class, parameters)) = told {
+            self.is_discreet(class, parameters);
+        }
         claim(&self.audit, &Decision { uid: self.uid, app: self.app.as_deref(), verb, asked, told });
+    }
+}
+
+impl Witness {
+    /// Asserts that a refusal names no file of the broker's, no digest, and nobody else.
+    fn is_discreet(&self, class: &str, parameters: &Value) {
+        let message = parameters["message"].as_str().expect("a refusal is a sentence");
+        let place = self.audit.parent().expect("the directory of the test").display().to_string();
+        let words = message.split(|c: char| !c.is_ascii_alphanumeric());
+        let digest = |word: &str| word.len() >= 32 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let fine = !message.contains(&place) && !message.contains(".toml") && !words.clone().any(digest);
+        // What libbpf says may have several lines.
+        let active = message.contains(|c| is_active(c) && c != '\n' && c != '\t');
+        assert!(fine && !active, "{class} tells too much: {message:?}");
+        // Who is told that it has too many connections, is told so by its number.
+        let others = words.filter_map(|word| word.parse::<u32>().ok());
+        let named = others.filter(|number| (12_340..=12_400).contains(number) && *number != self.uid).count();
+        assert_eq!(named, 0, "{class} names somebody else: {message:?}");
     }
 }
 

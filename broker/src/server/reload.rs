@@ -13,7 +13,7 @@ use bpfgate_protocol::authorize::authorize;
 use bpfgate_protocol::messages::helper::{Adopted, Adoption, Outcome, ToHelper};
 use bpfgate_protocol::names::AppName;
 use bpfgate_protocol::policy::file::{ACCOUNTS, find};
-use bpfgate_protocol::refusal::{Class, Refusal};
+use bpfgate_protocol::refusal::{Class, Refusal, one_line};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use std::os::fd::OwnedFd;
@@ -259,7 +259,8 @@ impl Server {
     /// The helper cannot serve the policy in force: it is of no use.
     fn not_adopted(&mut self, number: u64, why: &str) -> Result<(), Fatal> {
         let Some(app) = self.helpers.get(&number).map(|helper| helper.app.clone()) else { return Ok(()) };
-        log::warn!("helper of {app}: it takes a new one for the policy in force: {why}");
+        // In the words of the helper.
+        log::warn!("helper of {app}: it takes a new one for the policy in force: {}", one_line(why));
         let (fate, refusal) = if self.starter.has_sockets() {
             let why = "the policy of this app was changed, and its helper has to start anew for it: `bpfgate policy apply` does that";
             (HelperFate::Restart, Refusal::new(Class::Busy, why))

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 /// A policy file is at most so many bytes: a thousand rules are a tenth of it.
@@ -246,13 +246,22 @@ pub fn read_untrusted(path: &Path) -> Result<Policy, PolicyError> {
 /// The text of a policy file whoever owns it.
 pub fn text_untrusted(path: &Path) -> Result<String, PolicyError> {
     let name = path.display().to_string();
-    let fail =
-        |e: io::Error| PolicyError::of_file(&name, format!("the policy file cannot be opened: {e}"), None);
-    let file = File::open(path).map_err(fail)?;
-    if !file.metadata().map_err(fail)?.is_file() {
-        return Err(PolicyError::of_file(&name, "the policy file is not a regular file", None));
-    }
+    let file = open_regular(path)
+        .map_err(|why| PolicyError::of_file(&name, format!("the policy file {why}"), None))?;
     text(&name, file.into())
+}
+
+/// Opens a regular file, whoever owns it; or a part of a sentence about it. Anything else could keep its reader waiting:
+/// a FIFO is not even open before somebody writes to it.
+pub fn open_regular(path: &Path) -> Result<File, String> {
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = File::options().read(true).custom_flags(flags.bits()).open(path);
+    let file = file.map_err(|e| format!("cannot be opened: {e}"))?;
+    match file.metadata() {
+        Ok(there) if there.is_file() => Ok(file),
+        Ok(_) => Err("is not a regular file".into()),
+        Err(e) => Err(format!("cannot be examined: {e}")),
+    }
 }
 
 fn text(name: &str, fd: OwnedFd) -> Result<String, PolicyError> {

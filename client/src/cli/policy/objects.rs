@@ -5,9 +5,9 @@ use bpfgate_protocol::codec;
 use bpfgate_protocol::description::Description;
 use bpfgate_protocol::hooks::Kind;
 use bpfgate_protocol::names::EventName;
+use bpfgate_protocol::policy::file::open_regular;
 use bpfgate_protocol::policy::object::MAX_OBJECT;
 use bpfgate_systemd::units::Layout;
-use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -23,13 +23,9 @@ pub(in crate::cli) enum Undescribed {
 
 /// The bytes of an object file; or a part of a sentence about the file.
 pub(in crate::cli) fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let fail = |error: std::io::Error| format!("cannot be read: {error}");
-    let file = File::open(path).map_err(fail)?;
-    if !file.metadata().map_err(fail)?.is_file() {
-        return Err("is not a regular file".to_owned());
-    }
     let mut bytes = Vec::new();
-    file.take(MAX_OBJECT + 1).read_to_end(&mut bytes).map_err(fail)?;
+    let read = open_regular(path)?.take(MAX_OBJECT + 1).read_to_end(&mut bytes);
+    read.map_err(|error| format!("cannot be read: {error}"))?;
     if bytes.len() as u64 > MAX_OBJECT {
         return Err(format!("is larger than {MAX_OBJECT} bytes"));
     }
