@@ -270,6 +270,35 @@ fn a_verifiers_log_tells_no_address_of_the_kernel() {
     gate.invariants(&before);
 }
 
+/// With a digest, anybody may write the directory of an object. What stands there in its place is looked at and not opened,
+/// by a helper that is still root: opening some devices does something.
+#[test]
+fn what_is_no_file_is_not_even_opened() {
+    needs_root!();
+    let gate = Gate::start();
+    let fifo = gate.dir.join("objects/fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o644)).unwrap();
+    let path = gate.dir.join("objects/link");
+    std::os::unix::fs::symlink(&fifo, &path).unwrap();
+    let pinned = format!("path = \"{}\"\nsha256 = \"{}\"", path.display(), "7".repeat(64));
+    gate.policy("app", &MINIMAL.replace("{object:minimal}", &pinned));
+    let before = gate.baseline();
+    std::thread::scope(|scope| {
+        // It comes to an end when somebody opens the other side, for however short a time.
+        let writer = scope.spawn(|| File::options().write(true).open(&fifo).map(drop));
+        let mut raw = Raw::open(&gate, "app");
+        let refused = raw.refused("Load", &json!({"object": "o"}), "Object");
+        assert!(refused["message"].as_str().unwrap().contains("regular file"), "{refused}");
+        let opened = writer.is_finished();
+        // For both sides, which never waits.
+        drop(File::options().read(true).write(true).open(&fifo));
+        writer.join().unwrap().unwrap();
+        assert!(!opened, "the helper has opened it");
+        drop(raw);
+    });
+    gate.invariants(&before);
+}
+
 /// OBJ-13: whatever section a program is in, it is loaded as what the policy says, or not at all.
 #[test]
 fn a_section_does_not_decide_what_a_program_is() {

@@ -9,8 +9,8 @@ use nix::sys::statfs::{FsType, fstatfs};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 
 /// A policy file is at most so many bytes: a thousand rules are a tenth of it.
@@ -251,17 +251,18 @@ pub fn text_untrusted(path: &Path) -> Result<String, PolicyError> {
     text(&name, file.into())
 }
 
-/// Opens a regular file, whoever owns it; or a part of a sentence about it. Anything else could keep its reader waiting:
-/// a FIFO is not even open before somebody writes to it.
+/// Opens a regular file, whoever owns it; or a part of a sentence about it. Nothing else is opened at all, for whoever can
+/// write the directory may have put it there: opening a FIFO waits, and opening some devices does something.
 pub fn open_regular(path: &Path) -> Result<File, String> {
-    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    let file = File::options().read(true).custom_flags(flags.bits()).open(path);
-    let file = file.map_err(|e| format!("cannot be opened: {e}"))?;
-    match file.metadata() {
-        Ok(there) if there.is_file() => Ok(file),
-        Ok(_) => Err("is not a regular file".into()),
-        Err(e) => Err(format!("cannot be examined: {e}")),
+    let place = nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
+    let place = place.map_err(|e| format!("cannot be opened: {}", e.desc()))?;
+    let stat = fstat(&place).map_err(|e| format!("cannot be examined: {}", e.desc()))?;
+    if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
+        return Err("is not a regular file".into());
     }
+    let path = format!("/proc/self/fd/{}", place.as_raw_fd());
+    let file = nix::fcntl::open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+    file.map(File::from).map_err(|e| format!("cannot be opened: {}", e.desc()))
 }
 
 fn text(name: &str, fd: OwnedFd) -> Result<String, PolicyError> {

@@ -1,12 +1,11 @@
 //! The bytes of an object that a policy approves.
 
 use super::Object;
-use super::file::open_trusted;
+use super::file::{open_regular, open_trusted};
 use crate::names::ObjectName;
 use crate::refusal::Refusal;
-use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::stat::{Mode, SFlag, fstat};
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::Read;
@@ -32,17 +31,11 @@ pub struct Approved {
 pub fn approve(name: &ObjectName, object: &Object) -> Result<Approved, Refusal> {
     let refuse = |why: String| Refusal::object(format!("the file of object {name} {why}"));
     let path = Path::new(object.path.as_str());
-    let (fd, stat) = match object.sha256 {
+    let file = match object.sha256 {
         // The digest says which bytes; who can write the file does not matter.
-        Some(_) => {
-            let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-            let fd = open(path, flags, Mode::empty())
-                .map_err(|e| refuse(format!("cannot be opened: {}", e.desc())))?;
-            let stat = fstat(&fd).map_err(|e| refuse(format!("cannot be examined: {}", e.desc())))?;
-            (fd, stat)
-        }
+        Some(_) => open_regular(path).map_err(&refuse)?,
         // Who else could write it is for the log of the helper, not for clients.
-        None => open_trusted(path).map_err(|why| {
+        None => open_trusted(path).map(|(fd, _)| File::from(fd)).map_err(|why| {
             eprintln!("bpfgate-helper: {}: {why}", object.path);
             refuse(
                 "is not root's alone, or a directory above it is not, and the policy has no sha256 for it"
@@ -50,11 +43,8 @@ pub fn approve(name: &ObjectName, object: &Object) -> Result<Approved, Refusal> 
             )
         })?,
     };
-    if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
-        return Err(refuse("is not a regular file".into()));
-    }
     let mut bytes = Vec::new();
-    let read = File::from(fd).take(MAX_OBJECT + 1).read_to_end(&mut bytes);
+    let read = file.take(MAX_OBJECT + 1).read_to_end(&mut bytes);
     read.map_err(|e| refuse(format!("cannot be read: {e}")))?;
     if bytes.len() as u64 > MAX_OBJECT {
         return Err(refuse(format!("is larger than {MAX_OBJECT} bytes")));
