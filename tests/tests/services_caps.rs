@@ -120,7 +120,12 @@ fn alike(text: &str) -> BTreeSet<String> {
         }
         if short == "times" { "time".to_owned() } else { short }
     };
-    let line = |line: &str| line.split_whitespace().map(word).collect::<Vec<_>>().join(" ");
+    // Who says what a unit grants: a machine without D-Bus tells root only.
+    let said = |line: &'_ str| match line.split_once(" is granted: ") {
+        Some((_, rest)) => rest.split(" (").next().unwrap_or_default().to_owned(),
+        None => line.to_owned(),
+    };
+    let line = |line: &str| said(line).split_whitespace().map(word).collect::<Vec<_>>().join(" ");
     text.lines().map(line).filter(|line| !line.is_empty()).collect()
 }
 

@@ -23,26 +23,20 @@ pub(super) struct Granted {
 impl Granted {
     /// Of a unit on this machine, or of one in the files below `root`.
     pub(super) fn of(unit: &str, root: Option<&Path>) -> Result<Self, Failure> {
+        let mut beside = String::new();
         if root.is_none() && Path::new("/run/systemd/system").is_dir() {
-            return Self::by_manager(unit);
+            match shown(unit) {
+                Ok(text) => {
+                    return Self::parse(&text).map_err(|why| Failure::Failed(format!("{unit}: {why}")));
+                }
+                // It speaks to root only where there is no D-Bus. The files are there for everybody.
+                Err(why) => beside = format!("; the service manager was not asked: {why}"),
+            }
         }
         let files = Unit::load(root.unwrap_or(Path::new("/")), unit)?
             .ok_or_else(|| Failure::Failed(format!("there is no unit {unit}, or it is masked")))?;
-        Self::by_files(&files).map_err(Failure::Failed)
-    }
-
-    fn by_manager(unit: &str) -> Result<Self, Failure> {
-        let properties = "--property=LoadState,User,DynamicUser,CapabilityBoundingSet,AmbientCapabilities";
-        let output = Command::new("systemctl")
-            .args(["show", properties, "--", unit])
-            .output()
-            .map_err(|error| Failure::Failed(format!("systemctl cannot be run: {error}")))?;
-        if !output.status.success() {
-            let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            return Err(Failure::Failed(format!("systemctl show {unit}: {why}")));
-        }
-        Self::parse(&String::from_utf8_lossy(&output.stdout))
-            .map_err(|why| Failure::Failed(format!("{unit}: {why}")))
+        let granted = Self::by_files(&files).map_err(Failure::Failed)?;
+        Ok(Self { source: granted.source.clone() + &beside, ..granted })
     }
 
     /// From what `systemctl show` prints.
@@ -77,6 +71,17 @@ impl Granted {
     pub(super) fn set(&self) -> CapSet {
         if self.root { self.bounding } else { self.ambient.both(self.bounding) }
     }
+}
+
+/// What `systemctl show` prints of a unit; or why it does not.
+fn shown(unit: &str) -> Result<String, String> {
+    let properties = "--property=LoadState,User,DynamicUser,CapabilityBoundingSet,AmbientCapabilities";
+    let output = Command::new("systemctl").args(["show", properties, "--", unit]).output();
+    let output = output.map_err(|error| format!("systemctl cannot be run: {error}"))?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn is_root(user: Option<&str>, dynamic: &str) -> bool {
