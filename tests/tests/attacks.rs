@@ -43,7 +43,7 @@ const SKIPS: usize = 16;
 fn skips() -> usize {
     let all = sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests"));
     // Not in so many words, or this line would be one.
-    let signs = [concat!("\"", "skipped"), concat!("needs", "_kernel!(")];
+    let signs = [concat!("\"skip", "ped"), concat!("needs", "_kernel!(")];
     let count = |text: &str| signs.iter().map(|sign| text.matches(sign).count()).sum::<usize>();
     all.iter().map(|file| count(&fs::read_to_string(file).unwrap_or_default())).sum()
 }
