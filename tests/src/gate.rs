@@ -111,6 +111,9 @@ impl Gate {
             // Whatever the umask is.
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("its mode");
         }
+        // Commands of any user write into it.
+        File::create(dir.join("wire")).expect("a file of the test");
+        fs::set_permissions(dir.join("wire"), fs::Permissions::from_mode(0o666)).expect("its mode");
         let network = Network::new();
         let log = File::create(dir.join("broker.log")).expect("the log");
         let mut command = network.inside(bin_dir().join("bpfgate-broker"));
@@ -203,7 +206,7 @@ impl Gate {
 
     /// Compares what this client is told with what is recorded.
     pub(crate) fn witness(&self, who: &Who) -> Option<Witness> {
-        Witness::of(self.dir.join("audit"), who.id)
+        Witness::of(self.dir.join("audit"), Some(who.id))
     }
 
     /// A session of `app` for [`USER`](crate::USER).
@@ -322,7 +325,7 @@ impl Gate {
     /// The command line `bpfgate`, as an unprivileged user.
     pub fn cli(&self, who: &Who, line: &str) -> Command {
         let mut command = self.unprivileged(who, &bin_dir().join("bpfgate"));
-        command.args(line.split_whitespace());
+        command.args(line.split_whitespace()).env("BPFGATE_WIRE", self.dir.join("wire"));
         command
     }
 
@@ -355,6 +358,9 @@ impl Drop for Gate {
         let left = self.processes();
         for process in &left {
             let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+        }
+        if !std::thread::panicking() {
+            witness::of_commands(&self.dir);
         }
         if std::thread::panicking() {
             eprintln!("the log of the broker:\n{}", self.log());

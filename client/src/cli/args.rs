@@ -18,6 +18,8 @@ use super::output::Style;
 /// Use eBPF programs and maps without any privilege, as far as a policy allows.
 ///
 /// Exit codes: 0 done, 1 refused or failed, 2 usage, 3 broker unreachable, 4 policy invalid.
+///
+/// BPFGATE_WIRE=FILE in the environment adds every request of an app and its reply to FILE, a line of JSON each.
 #[derive(Parser, Debug)]
 #[command(name = "bpfgate", version)]
 pub(crate) struct Cli {

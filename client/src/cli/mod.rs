@@ -18,7 +18,7 @@ mod signals;
 mod status;
 mod unit_files;
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -31,6 +31,9 @@ use failure::Failure;
 
 /// What can end well in more ways than one does so with an exit code.
 type Outcome = Result<ExitCode, Failure>;
+
+/// Names a file for [`write_down`].
+const WIRE: &str = "BPFGATE_WIRE";
 
 /// How long a wait for the broker may last without a word.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -64,7 +67,26 @@ fn connect(socket: Option<&Path>) -> Result<Client, Failure> {
     if std::io::stderr().is_terminal() {
         client.notify_after(PATIENCE, || failure::say("waiting for the broker…"));
     }
+    if let Some(path) = std::env::var_os(WIRE) {
+        write_down(&mut client, Path::new(&path))?;
+    }
     Ok(client)
+}
+
+/// Adds a line of JSON to this file for every request and its reply, as they went over the wire. They are whole JSON
+/// texts without a line feed in them: the library writes one, the broker the other.
+fn write_down(client: &mut Client, path: &Path) -> Result<(), Failure> {
+    let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
+    let mut file = file.map_err(|error| Failure::Failed(format!("{WIRE}: {}: {error}", path.display())))?;
+    let process = std::process::id();
+    client.observe(move |request, reply| {
+        let [request, reply] = [request, reply].map(String::from_utf8_lossy);
+        let line = format!("{{\"process\":{process},\"request\":{request},\"reply\":{reply}}}\n");
+        if let Err(error) = file.write_all(line.as_bytes()) {
+            failure::say(&format!("{WIRE}: {error}"));
+        }
+    });
+    Ok(())
 }
 
 fn open(socket: Option<&Path>, app: &str) -> Result<Client, Failure> {
