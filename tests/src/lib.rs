@@ -14,6 +14,7 @@
 //! | [`counting`] | programs that count |
 //! | [`peer`] | a lying broker: speaks straight to a real helper |
 //! | [`rogue`] | a lying loader, or a lying spawner and its helpers |
+//! | [`roles`] | the lists of system calls of each process |
 //! | [`second`] | another broker beside the gate's, started otherwise |
 //! | [`user`] | threads that are somebody else |
 //! | [`services`] | bpfgate under a running systemd |
@@ -35,6 +36,7 @@ pub mod peer;
 pub mod process;
 pub mod raw;
 pub mod rogue;
+pub mod roles;
 pub mod second;
 pub mod services;
 pub mod sys;
