@@ -18,6 +18,7 @@
 //! | [`second`] | another broker beside the gate's, started otherwise |
 //! | [`user`] | threads that are somebody else |
 //! | [`services`] | bpfgate under a running systemd |
+//! | [`strace`] | what processes call, and calls that fail |
 //! | [`sys`] | every unsafe block |
 //!
 //! Tests that need root print `skipped: needs root` elsewhere. They run one at a time, whatever starts them: a
@@ -39,6 +40,7 @@ pub mod rogue;
 pub mod roles;
 pub mod second;
 pub mod services;
+pub mod strace;
 pub mod sys;
 pub mod user;
 mod witness;
