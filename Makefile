@@ -29,6 +29,7 @@ PACKAGES += iproute2     # ip, for demo and tests
 PACKAGES += iputils-ping # ping, for the demo
 PACKAGES += python3      # the plain client of the tests
 PACKAGES += systemd      # systemd-analyze, for the tests of the units; it need not run
+PACKAGES += strace       # system calls of the programs under test, and failures of them
 PACKAGES += dpkg-dev     # dpkg-shlibdeps, for the dependencies of the package
 PACKAGES := $(strip $(PACKAGES))
 
@@ -67,7 +68,7 @@ target/bpf/%.bpf.o: %.bpf.c $(BPF_HEADERS) Makefile | deps
 	$(CLANG) $(BPF_FLAGS) -c $< -o $@
 
 deps: ## Install what is missing to build and test (apt; Debian 12, 13, Ubuntu)
-	@$(call install_packages,$(PACKAGES),clang gcc pkg-config ip ping python3)
+	@$(call install_packages,$(PACKAGES),clang gcc pkg-config ip ping python3 strace)
 	@command -v $(CARGO) >/dev/null || { echo "make deps: Rust is missing; https://rustup.rs tells how to install it" >&2; exit 1; }
 
 machine-deps: deps

@@ -26,7 +26,6 @@ pub(crate) fn rows(service: bool) -> Vec<Row> {
         row!(shutdown, SYS_shutdown, When::Always, "ends a connection that a helper holds too"),
         row!(close, SYS_close, When::Always, "descriptors"),
         row!(getsockopt, SYS_getsockopt, When::Always, "who a client is; the kind of a helper's channel"),
-        row!(setsockopt, SYS_setsockopt, When::OneOf(2, &[libc::SO_SNDTIMEO as u32, libc::SO_RCVTIMEO as u32]), "deadlines"),
         row!(getsockname, SYS_getsockname, When::Always, "the kind of a helper's channel"),
         row!(fcntl, SYS_fcntl, When::OneOf(1, &[libc::F_SETFD as u32, libc::F_GETFD as u32, libc::F_SETFL as u32]), "descriptors from the spawner"),
         row!(ioctl, SYS_ioctl, When::OneOf(1, &[TIOCOUTQ, pidfd::GET_INFO]), "whether a client has read its last descriptors; its cgroup"),

@@ -8,9 +8,9 @@ use bpfgate_lockdown::syscalls::{Row, When};
 const WRITING: u64 = (libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND) as u64;
 const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
 
-/// Commands of bpf(2) that reach the kernel from here; all of them work on descriptors that the helper made for
-/// this app, and need no capability.
-const BPF: &[u32] = &[cmd::MAP_LOOKUP_ELEM, cmd::MAP_UPDATE_ELEM, cmd::OBJ_GET_INFO_BY_FD];
+/// The one command of bpf(2) that reaches the kernel from here; it works on descriptors that the helper made for this
+/// app, and needs no capability.
+const BPF: &[u32] = &[cmd::MAP_UPDATE_ELEM];
 
 /// Those of the worker, which runs libbpf.
 pub(crate) fn worker() -> Vec<Row> {
@@ -34,8 +34,8 @@ pub(crate) fn worker() -> Vec<Row> {
         row!(
             fcntl,
             SYS_fcntl,
-            When::OneOf(1, &[0, 1, 3, 1030]),
-            "F_DUPFD, F_GETFD, F_GETFL, F_DUPFD_CLOEXEC: placeholders"
+            When::OneOf(1, &[1, 3, 1030]),
+            "F_DUPFD_CLOEXEC: placeholders; F_GETFD, F_GETFL: debug builds of the Rust library, and libelf"
         ),
         row!(
             memfd_create,
@@ -93,7 +93,6 @@ pub(crate) fn parent() -> Vec<Row> {
         row!(kill, SYS_kill, When::Always, "ends a late worker; landlock keeps the signal among our own"),
         row!(ppoll, SYS_ppoll, When::Always, "waits for worker and helper"),
         row!(pipe2, SYS_pipe2, When::Always, "tells when the worker ends"),
-        row!(getdents64, SYS_getdents64, When::Always, "counts threads before a fork"),
         row!(prctl, SYS_prctl, When::Always, "the worker's start"),
         row!(seccomp, SYS_seccomp, When::Always, "the worker's filter"),
         row!(getppid, SYS_getppid, When::Always, "the worker dies with its parent"),

@@ -124,7 +124,7 @@ unsafe fn bpf(command: u32, attr: c_ulong, size: usize) -> c_long {
             cmd::MAP_FREEZE => read_attr(attr, size).and_then(map_freeze),
             // Ties .rodata to a program so that it lives as long: the helper holds both anyway.
             cmd::PROG_BIND_MAP => Ok(0),
-            cmd::MAP_LOOKUP_ELEM | cmd::MAP_UPDATE_ELEM | cmd::OBJ_GET_INFO_BY_FD => {
+            cmd::MAP_UPDATE_ELEM => {
                 return __real_syscall(libc::SYS_bpf, c_ulong::from(command), attr, size);
             }
             _ => Err(libc::EPERM),

@@ -1,6 +1,7 @@
 //! seccomp: filters made from rows. A system call that has no row ends the process.
 
 use crate::{Fatal, Step};
+pub use seccompiler::BpfProgram as Program;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     apply_filter,
@@ -44,8 +45,17 @@ macro_rules! row {
     };
 }
 
-/// The two programs of a list of rows: what fails softly, and what is allowed at all.
-pub fn compile(rows: &[Row]) -> Result<(BpfProgram, BpfProgram), Fatal> {
+/// The two programs of a list of rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filters {
+    /// What fails softly; the rest is allowed.
+    pub soft: BpfProgram,
+    /// What is allowed at all; the rest ends the process.
+    pub hard: BpfProgram,
+}
+
+/// Makes them.
+pub fn compile(rows: &[Row]) -> Result<Filters, Fatal> {
     let mut allowed: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     let mut soft: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     let mut errno = libc::EACCES;
@@ -95,7 +105,10 @@ pub fn compile(rows: &[Row]) -> Result<(BpfProgram, BpfProgram), Fatal> {
     let soft = SeccompFilter::new(soft, SeccompAction::Allow, errno, arch).step("seccomp: soft filter")?;
     let hard = SeccompFilter::new(allowed, SeccompAction::KillProcess, SeccompAction::Allow, arch)
         .step("seccomp: filter")?;
-    Ok((soft.try_into().step("seccomp: soft filter")?, hard.try_into().step("seccomp: filter")?))
+    Ok(Filters {
+        soft: soft.try_into().step("seccomp: soft filter")?,
+        hard: hard.try_into().step("seccomp: filter")?,
+    })
 }
 
 fn rule(condition: Result<SeccompCondition, seccompiler::BackendError>) -> Result<SeccompRule, Fatal> {
@@ -107,10 +120,16 @@ pub const FILTERS: u32 = 2;
 
 /// Installs both filters; from here on a call without a row ends the process. Gives the number of filters.
 pub fn restrict(rows: &[Row]) -> Result<u32, Fatal> {
-    let (soft, hard) = compile(rows)?;
-    apply_filter(&soft).step("seccomp: installing the soft filter")?;
-    apply_filter(&hard).step("seccomp: installing the filter")?;
+    compile(rows)?.install()?;
     Ok(FILTERS)
+}
+
+impl Filters {
+    /// Installs both, with `NO_NEW_PRIVS`.
+    pub fn install(&self) -> Result<(), Fatal> {
+        apply_filter(&self.soft).step("seccomp: installing the soft filter")?;
+        apply_filter(&self.hard).step("seccomp: installing the filter")
+    }
 }
 
 #[cfg(test)]
@@ -130,13 +149,10 @@ mod tests {
 
     /// What becomes of a child that makes this call under the filter: its errno, or that it was killed.
     fn verdict(number: i64, arguments: [u64; 4]) -> Result<i32, Signal> {
-        let (soft, hard) = compile(&ROWS).unwrap();
+        let filters = compile(&ROWS).unwrap();
         let child = crate::process::fork(SingleThread::for_tests()).unwrap();
         let nix::unistd::ForkResult::Parent { child } = child else {
-            if nix::sys::prctl::set_no_new_privs().is_err()
-                || apply_filter(&soft).is_err()
-                || apply_filter(&hard).is_err()
-            {
+            if filters.install().is_err() {
                 exit_now(255);
             }
             // SAFETY: the calls of this test use no memory of this process: descriptors, lengths and flags only.

@@ -14,9 +14,11 @@
 //! | [`counting`] | programs that count |
 //! | [`peer`] | a lying broker: speaks straight to a real helper |
 //! | [`rogue`] | a lying loader, or a lying spawner and its helpers |
+//! | [`roles`] | the lists of system calls of each process |
 //! | [`second`] | another broker beside the gate's, started otherwise |
 //! | [`user`] | threads that are somebody else |
 //! | [`services`] | bpfgate under a running systemd |
+//! | [`strace`] | what processes call, and calls that fail |
 //! | [`sys`] | every unsafe block |
 //!
 //! Tests that need root print `skipped: needs root` elsewhere. They run one at a time, whatever starts them: a
@@ -35,8 +37,10 @@ pub mod peer;
 pub mod process;
 pub mod raw;
 pub mod rogue;
+pub mod roles;
 pub mod second;
 pub mod services;
+pub mod strace;
 pub mod sys;
 pub mod user;
 mod witness;

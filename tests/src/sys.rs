@@ -1,6 +1,12 @@
 //! Every unsafe block of the harness: bpf(2) as root's tools use it, identities of threads, descriptors of children.
-#![allow(unsafe_code, reason = "bpf(2), per-thread credentials, mount(2) and pre_exec have no safe wrapper")]
+#![allow(
+    unsafe_code,
+    reason = "bpf(2), per-thread credentials, mount(2), ptrace(2), pre_exec and system calls by number have no safe wrapper"
+)]
 
+use bpfgate_lockdown::syscalls::Filters;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::ForkResult;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -264,6 +270,123 @@ pub fn as_descriptor_3(command: &mut Command, fd: BorrowedFd<'_>) {
             let result = if fd == 3 { libc::fcntl(3, libc::F_SETFD, 0) } else { libc::dup2(fd, 3) };
             if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
         });
+    }
+}
+
+/// Makes a system call by its number, with arguments that may be anything; gives its errno, or 0.
+///
+/// # Safety
+/// It is made in a process that has nothing to lose: whatever the call does is done to that process.
+unsafe fn raw_call(number: i64, [a, b, c, d, e, f]: [u64; 6]) -> i32 {
+    // SAFETY: the caller answers for it.
+    match unsafe { libc::syscall(number, a, b, c, d, e, f) } {
+        0.. => 0,
+        _ => nix::errno::Errno::last_raw(),
+    }
+}
+
+/// Makes a system call the way 32-bit programs do, with zeros as its arguments.
+fn call_32(number: u32) -> i32 {
+    let result: i64;
+    // SAFETY: the kernel takes 32-bit registers as arguments, all of them zero: none is an address. It may clear r8 to
+    // r11. rbx belongs to the compiler and is put back.
+    unsafe {
+        std::arch::asm!(
+            "push rbx", "xor ebx, ebx", "int 0x80", "pop rbx",
+            inlateout("rax") i64::from(number) => result,
+            in("ecx") 0, in("edx") 0, in("esi") 0, in("edi") 0,
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+        );
+    }
+    i32::from(result < 0)
+}
+
+/// A system call that a child of the test makes.
+#[derive(Debug, Clone, Copy)]
+pub enum Call {
+    /// By number and arguments.
+    Plain(i64, [u64; 6]),
+    /// As 32-bit programs do, without arguments.
+    By32Bit(u32),
+}
+
+/// What becomes of a child that makes this call under these filters: it ends with the errno of the call, or 0.
+pub fn call_in_child(filters: &[Filters], call: Call) -> WaitStatus {
+    // SAFETY: the child makes system calls and ends; it takes no lock and allocates nothing.
+    let child = match unsafe { nix::unistd::fork() }.expect("fork") {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            // No core files; and a call that should not have been made waits for nothing.
+            let prepared = nix::sys::prctl::set_dumpable(false).is_ok();
+            nix::unistd::alarm::set(20);
+            let prepared = prepared && filters.iter().all(|filters| filters.install().is_ok());
+            let status = match call {
+                _ if !prepared => 255,
+                // SAFETY: this process has nothing to lose, and nothing of it is used after the call but its result.
+                Call::Plain(number, arguments) => unsafe { raw_call(number, arguments) },
+                Call::By32Bit(number) => call_32(number),
+            };
+            // SAFETY: _exit has no preconditions.
+            unsafe { libc::_exit(status) }
+        }
+    };
+    waitpid(child, None).expect("it is a child of the test")
+}
+
+/// The errno of a command of bpf(2) without attributes, by the number that this kind of program uses for bpf(2).
+pub fn bpf_command(number: i64, command: u32) -> i32 {
+    // SAFETY: attributes of 0 bytes hold no address.
+    unsafe { raw_call(number, [command.into(), 0, 0, 0, 0, 0]) }
+}
+
+/// The seccomp filters of a running process, the oldest first: for each instruction its code, where it jumps and its
+/// operand. None before the kernel has `CONFIG_CHECKPOINT_RESTORE`.
+pub fn filters_of(pid: i32) -> io::Result<Vec<Vec<Instruction>>> {
+    const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c; // include/uapi/linux/ptrace.h
+    let check = |result: libc::c_long| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) };
+    let none = std::ptr::null_mut::<libc::c_void>();
+    // SAFETY: no memory of this process is given away.
+    check(unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, none, none) })?;
+    // SAFETY: as above.
+    let stopped = check(unsafe { libc::ptrace(libc::PTRACE_INTERRUPT, pid, none, none) });
+    let mut all = Vec::new();
+    let looked = stopped.and_then(|_| {
+        waitpid(nix::unistd::Pid::from_raw(pid), Some(WaitPidFlag::__WALL))?;
+        for index in 0..64_usize {
+            let at = std::ptr::without_provenance_mut::<libc::c_void>(index);
+            // SAFETY: without a buffer the kernel gives the number of instructions.
+            let count = unsafe { libc::ptrace(PTRACE_SECCOMP_GET_FILTER, pid, at, none) };
+            let Ok(count) = check(count) else { break };
+            let mut program = vec![[0_u64; 1]; usize::try_from(count).map_err(io::Error::other)?];
+            // SAFETY: the buffer has eight bytes for each of the instructions, whose number cannot change.
+            check(unsafe { libc::ptrace(PTRACE_SECCOMP_GET_FILTER, pid, at, program.as_mut_ptr()) })?;
+            all.push(program.into_iter().map(|[bits]| Instruction::of(bits)).collect());
+        }
+        Ok(())
+    });
+    // SAFETY: as above.
+    check(unsafe { libc::ptrace(libc::PTRACE_DETACH, pid, none, none) })?;
+    looked.map(|()| all)
+}
+
+/// An instruction of a filter (`struct sock_filter`; include/uapi/linux/filter.h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Instruction {
+    /// What it does.
+    pub code: u16,
+    /// How many instructions are left out if it holds.
+    pub jt: u8,
+    /// And if not.
+    pub jf: u8,
+    /// Its operand.
+    pub k: u32,
+}
+
+impl Instruction {
+    /// From its eight bytes.
+    fn of(bits: u64) -> Self {
+        let [a, b, jt, jf, rest @ ..] = bits.to_ne_bytes();
+        Self { code: u16::from_ne_bytes([a, b]), jt, jf, k: u32::from_ne_bytes(rest) }
     }
 }
 
