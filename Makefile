@@ -5,7 +5,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
-.PHONY: all build bpf deps machine-deps install uninstall deb test systemd-test vm-test stage demo bench fuzz reference caps-table lint clean help
+.PHONY: all build bpf deps machine-deps install uninstall deb test systemd-test vm-test stage demo bench fuzz soak reference caps-table lint clean help
 
 # rustup puts cargo where a shell finds it only after the next login.
 ifndef CARGO
@@ -242,6 +242,10 @@ fuzz: $(CARGO_FUZZ) ## Fuzz everything that reads what others wrote, a minute ea
 	    { tail -n 40 $$log; echo "make fuzz: $$target has found something: the end of $$log is above" >&2; exit 1; }; \
 	done; \
 	awk -f tests/fuzz/table.awk $(FUZZ_TARGETS:%=target/fuzz/%.log)
+
+soak: build ## Ten minutes of honest and rude clients, kills and floods, and what held (SOAK_SECONDS=600; root)
+	@as_root=; if [[ $$(id -u) != 0 ]]; then as_root="sudo --preserve-env=SOAK_SECONDS,BPFGATE_BIN_DIR"; fi; \
+	SOAK_SECONDS=$${SOAK_SECONDS:-600} $$as_root target/release/soak
 
 reference: ## Write the tables of policies/README.md and the schema for editors from the types
 	$(CARGO) test --locked -p bpfgate-policy-tests --test manual -- --quiet --ignored write
