@@ -5,7 +5,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
-.PHONY: all build bpf deps machine-deps install uninstall deb test systemd-test vm-test stage demo bench fuzz reference caps-table lint clean help
+.PHONY: all build bpf deps machine-deps install uninstall deb test systemd-test vm-test stage demo bench fuzz soak reference caps-table lint clean help
 
 # rustup puts cargo where a shell finds it only after the next login.
 ifndef CARGO
@@ -222,7 +222,9 @@ bench: build ## Measure what the privilege separation costs; writes target/bench
 	$$as_root target/release/bench
 
 # A nightly compiler is needed for this alone. The seeds are in the tree; what the fuzzer adds to them is not.
-FUZZ_TARGETS ?= parser printer evaluator
+# Without a sanitizer, because it is safe Rust but for protocol/src/channel.rs: FUZZ_TARGETS=channel FUZZ_SANITIZER=address.
+FUZZ_TARGETS ?= $(basename $(notdir $(wildcard tests/fuzz/targets/*.rs)))
+FUZZ_SANITIZER ?= none
 FUZZ_SECONDS ?= 60
 CARGO_FUZZ := target/tools/bin/cargo-fuzz
 CARGO_FUZZ_VERSION := 0.13.2
@@ -230,13 +232,21 @@ $(CARGO_FUZZ): Makefile | deps
 	$(CARGO) install --locked --version $(CARGO_FUZZ_VERSION) --root target/tools --target-dir target/tools/build cargo-fuzz
 	touch $@
 
-fuzz: $(CARGO_FUZZ) ## Fuzz parser, printer and evaluator of policies, a minute each (FUZZ_SECONDS=60; nightly Rust)
-	@for target in $(FUZZ_TARGETS); do \
+fuzz: $(CARGO_FUZZ) ## Fuzz everything that reads what others wrote, a minute each (FUZZ_SECONDS=60; nightly Rust)
+	@export RUSTUP_TOOLCHAIN=nightly; options="--fuzz-dir tests/fuzz --target-dir target/fuzz/build --sanitizer $(FUZZ_SANITIZER)"; \
+	$(CARGO_FUZZ) fuzz build $$options; \
+	for target in $(FUZZ_TARGETS); do \
 	  mkdir -p target/fuzz/corpus/$$target; \
-	  RUSTUP_TOOLCHAIN=nightly $(CARGO_FUZZ) fuzz run --fuzz-dir tests/fuzz --target-dir target/fuzz/build $$target \
-	    target/fuzz/corpus/$$target tests/fuzz/seeds/$$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=10 \
-	    -print_final_stats=1; \
-	done
+	  log=target/fuzz/$$target.log; \
+	  $(CARGO_FUZZ) fuzz run $$options $$target target/fuzz/corpus/$$target tests/fuzz/seeds/$$target -- \
+	    -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=10 -malloc_limit_mb=16 -print_final_stats=1 > $$log 2>&1 || \
+	    { tail -n 40 $$log; echo "make fuzz: $$target has found something: the end of $$log is above" >&2; exit 1; }; \
+	done; \
+	awk -f tests/fuzz/table.awk $(FUZZ_TARGETS:%=target/fuzz/%.log)
+
+soak: build ## Ten minutes of honest and rude clients, kills and floods, and what held (SOAK_SECONDS=600; root)
+	@as_root=; if [[ $$(id -u) != 0 ]]; then as_root="sudo --preserve-env=SOAK_SECONDS,BPFGATE_BIN_DIR"; fi; \
+	SOAK_SECONDS=$${SOAK_SECONDS:-600} $$as_root target/release/soak
 
 reference: ## Write the tables of policies/README.md and the schema for editors from the types
 	$(CARGO) test --locked -p bpfgate-policy-tests --test manual -- --quiet --ignored write

@@ -16,12 +16,14 @@ use std::fmt;
 /// A Varlink call.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Frame {
-    pub(crate) method: String,
+pub struct Frame {
+    /// Its whole name.
+    pub method: String,
     #[serde(default)]
     parameters: Option<Box<RawValue>>,
     #[serde(default)]
-    pub(crate) oneway: bool,
+    /// The caller wants no reply.
+    pub oneway: bool,
     #[serde(default)]
     #[allow(dead_code)] // a call that wants more replies gets one
     more: bool,
@@ -30,25 +32,36 @@ pub(crate) struct Frame {
 }
 
 /// What is asked.
-pub(crate) enum Call {
+pub enum Call {
     /// `org.varlink.service.GetInfo`
     Info,
     /// `org.varlink.service.GetInterfaceDescription`
-    Description { interface: String },
+    Description {
+        /// Which.
+        interface: String,
+    },
     /// `io.bpfgate.Open`. A text that cannot be the name of an app is the name of none.
-    Open { app: Option<AppName>, text: String },
+    Open {
+        /// The app.
+        app: Option<AppName>,
+        /// As it was said.
+        text: String,
+    },
     /// `io.bpfgate.Admin.Status`
     Status,
     /// `io.bpfgate.Admin.Reload`
     Reload,
     /// `io.bpfgate.Admin.Instances`
-    Instances { app: AppName },
+    Instances {
+        /// Of which app.
+        app: AppName,
+    },
     /// Everything that needs a session.
     Verb(Verb),
 }
 
 /// Why a call is not understood.
-pub(crate) enum Misunderstood {
+pub enum Misunderstood {
     /// An error of `io.bpfgate`.
     Refusal(Refusal),
     /// An error of `org.varlink.service`: its name and its parameters.
@@ -66,7 +79,10 @@ fn invalid(why: impl fmt::Display) -> Refusal {
 }
 
 impl Frame {
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
+    /// The bytes of a call, without the NUL at its end.
+    ///
+    /// Errors: `Invalid` (no call, or one that wants another protocol)
+    pub fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
         let Table(frame): Table<Self> =
             serde_json::from_slice(bytes).map_err(|e| invalid(format!("this is no Varlink call: {e}")))?;
         if frame.upgrade {
@@ -76,7 +92,7 @@ impl Frame {
     }
 
     /// The interface and the method of `method`.
-    pub(crate) fn split(&self) -> (&str, &str) {
+    pub fn split(&self) -> (&str, &str) {
         self.method.rsplit_once('.').unwrap_or(("", &self.method))
     }
 
@@ -88,8 +104,8 @@ impl Frame {
             .map_err(|e| invalid(format!("the parameters of {}: {e}", self.split().1)))
     }
 
-    /// The call.
-    pub(crate) fn call(&self, admin: bool) -> Result<Call, Misunderstood> {
+    /// What is asked, through the administrator's door or the one for clients.
+    pub fn call(&self, admin: bool) -> Result<Call, Misunderstood> {
         match self.split() {
             ("io.bpfgate.Admin", "Status") if admin => {
                 let Empty {} = self.parameters()?;

@@ -7,7 +7,6 @@
 #![forbid(unsafe_code)]
 
 mod audit;
-mod call;
 mod connection;
 mod generation;
 mod helpers;

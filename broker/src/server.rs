@@ -6,12 +6,12 @@ pub(crate) use reload::Fate;
 
 use crate::Arguments;
 use crate::audit::{Audit, Record, Subject};
-use crate::call::{Call, Frame, Misunderstood};
 use crate::connection::{Connection, End, MAX_REQUEST, Next, Session};
 use crate::generation::{Changed, Generations};
 use crate::helpers::{Helper, Request, Said};
 use crate::reply;
 use crate::starter::{Attempt, Start, Starter};
+use bpfgate_broker::call::{Call, Frame, Misunderstood};
 use bpfgate_lockdown::{Fatal, Step};
 use bpfgate_protocol::authorize::{Permit, authorize};
 use bpfgate_protocol::channel::send_stream;

@@ -1,8 +1,8 @@
 //! What may stay of an instance when the policy is another one than it was made under. One judgement for what comes back
 //! from the service manager and for what is there when a policy is adopted.
 
-use crate::attach::Way;
 use crate::state::{Instance, Link, State};
+use bpfgate_helper::way::Way;
 use bpfgate_protocol::messages::InstanceId;
 use bpfgate_protocol::messages::helper::Target;
 use bpfgate_protocol::names::ProgramName;

@@ -8,12 +8,11 @@ use crate::attach::{self, Attached};
 use crate::judge::{Origin, judge};
 use crate::maps::{Issued, Map};
 use crate::state::{Instance, Link, Program, State};
-use crate::store::{
-    Granted, InstanceRecord, LinkRecord, RECORD, Record, Versioned, link_name, map_name, program_name,
-};
+use crate::store::{RECORD, link_name, map_name, program_name};
 use bpfgate_bpf::Description;
+use bpfgate_helper::record::{Granted, InstanceRecord, LinkRecord, MAX_NUMBER, Record};
 use bpfgate_lockdown::Fatal;
-use bpfgate_protocol::codec::{self, MAX_MESSAGE};
+use bpfgate_protocol::codec::MAX_MESSAGE;
 use bpfgate_protocol::names::ProgramName;
 use bpfgate_protocol::policy::Policy;
 use bpfgate_protocol::policy::object::SEALS;
@@ -23,9 +22,6 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::uio::pread;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-
-/// Numbers count up from 1; who has come this far has not counted.
-const MAX_NUMBER: u64 = 1 << 48;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -126,13 +122,7 @@ fn read(file: &OwnedFd) -> Result<Record<Granted>, String> {
             Err(error) => return Err(error.desc().to_owned()),
         }
     }
-    let record = codec::decode(&bytes[..len]).map(Versioned::record).map_err(|e| e.to_string())?;
-    let numbers = record.instances.iter().map(|instance| instance.id.0);
-    let links = record.instances.iter().flat_map(|instance| &instance.links).map(|link| link.info.id.0);
-    let sane =
-        numbers.chain([record.last_instance]).all(|number| number <= record.last_instance.min(MAX_NUMBER))
-            && links.chain([record.last_link]).all(|number| number <= record.last_link.min(MAX_NUMBER));
-    if sane { Ok(record) } else { Err("its numbers make no sense".into()) }
+    Record::read(&bytes[..len])
 }
 
 /// Takes back what was kept.

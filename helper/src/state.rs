@@ -1,13 +1,14 @@
 //! What this helper owns: sessions, instances, their programs, maps and links. Descriptors are released by dropping
 //! what holds them; there is no other clean-up.
 
-use crate::attach::{Attached, Way};
+use crate::attach::Attached;
 use crate::inventory::Inventory;
 use crate::loader::Loader;
 use crate::loading::Budget;
 use crate::maps::Map;
 use crate::pace::Pace;
 use crate::store::{self, Store};
+use bpfgate_helper::way::Way;
 use bpfgate_protocol::authorize::{AttachPermit, Permit};
 use bpfgate_protocol::functions::Function;
 use bpfgate_protocol::hooks::Kind;

@@ -5,95 +5,18 @@
 //! kernel's link, then the record without it, then the descriptors. What no record names is nobody's and is closed.
 //! [`crate::restore`] is the way back.
 
-use crate::attach::Way;
 use crate::state::{Instance, State};
+use bpfgate_helper::record::{Granted, InstanceRecord, LinkRecord, Record};
 use bpfgate_lockdown::{Fatal, Step};
-use bpfgate_protocol::codec;
-use bpfgate_protocol::functions::Function;
 use bpfgate_protocol::hex;
-use bpfgate_protocol::messages::helper::{Global, LinkInfo, ProgramInfo};
 use bpfgate_protocol::messages::{InstanceId, LinkId};
-use bpfgate_protocol::names::{FunctionName, MapName, ObjectName, ProgramName};
+use bpfgate_protocol::names::{MapName, ProgramName};
 use bpfgate_protocol::policy::object::sealed;
 use bpfgate_protocol::refusal::Refusal;
 use bpfgate_systemd::manager::Manager;
-use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-
-/// A record as it is written: a later version of this program reads those of earlier ones.
-#[derive(Serialize, Deserialize)]
-pub(crate) enum Versioned {
-    V1(Record<BTreeSet<u32>>),
-    V2(Record<Granted>),
-}
-
-impl Versioned {
-    /// As it would be written now.
-    pub(crate) fn record(self) -> Record<Granted> {
-        match self {
-            Self::V1(Record { last_instance, last_link, network, instances }) => {
-                let instances = instances.into_iter().map(InstanceRecord::from).collect();
-                Record { last_instance, last_link, network, instances }
-            }
-            Self::V2(record) => record,
-        }
-    }
-}
-
-/// What the policy had to say for an instance.
-#[derive(Serialize, Deserialize)]
-pub(crate) struct Granted {
-    /// Functions that need a grant.
-    pub(crate) functions: BTreeSet<Function>,
-    /// Of programs that are for one function of the kernel: which.
-    pub(crate) bound: BTreeMap<ProgramName, FunctionName>,
-}
-
-/// What is kept, besides descriptors. `G` is what the policy had to say for an instance.
-#[derive(Serialize, Deserialize)]
-pub(crate) struct Record<G> {
-    /// Numbers that were given already.
-    pub(crate) last_instance: u64,
-    pub(crate) last_link: u64,
-    /// Links to interfaces are of this network namespace.
-    pub(crate) network: (u64, u64),
-    pub(crate) instances: Vec<InstanceRecord<G>>,
-}
-
-#[derive(Serialize, Deserialize)]
-pub(crate) struct InstanceRecord<G> {
-    pub(crate) id: InstanceId,
-    pub(crate) object: ObjectName,
-    /// Of the file that it was loaded from.
-    pub(crate) digest: [u8; 32],
-    pub(crate) map_bytes: u64,
-    pub(crate) granted: G,
-    /// What globals were set to.
-    pub(crate) globals: Vec<Global>,
-    /// Each with the kernel's number for it: a descriptor of this name has to be just that.
-    pub(crate) programs: Vec<(ProgramInfo, u32)>,
-    pub(crate) maps: Vec<(MapName, u32)>,
-    pub(crate) links: Vec<LinkRecord>,
-}
-
-impl From<InstanceRecord<BTreeSet<u32>>> for InstanceRecord<Granted> {
-    fn from(old: InstanceRecord<BTreeSet<u32>>) -> Self {
-        let InstanceRecord { id, object, digest, map_bytes, granted, globals, programs, maps, links } = old;
-        let functions = granted.into_iter().map(Function::Helper).collect();
-        let granted = Granted { functions, bound: BTreeMap::new() };
-        Self { id, object, digest, map_bytes, granted, globals, programs, maps, links }
-    }
-}
-
-#[derive(Serialize, Deserialize)]
-pub(crate) struct LinkRecord {
-    pub(crate) info: LinkInfo,
-    pub(crate) way: Way,
-    pub(crate) shared: bool,
-    pub(crate) number: u32,
-}
 
 /// The names that descriptors are kept under.
 pub(crate) fn program_name(id: InstanceId, name: &ProgramName) -> String {
@@ -122,8 +45,8 @@ impl Store {
         Self { manager, generation: 0 }
     }
 
-    fn put(&mut self, record: &Versioned) -> io::Result<()> {
-        let bytes = codec::encode(record).map_err(io::Error::other)?;
+    fn put(&mut self, record: Record<Granted>) -> io::Result<()> {
+        let bytes = record.bytes().map_err(io::Error::other)?;
         let before = self.generation;
         self.generation += 1;
         let file = sealed("bpfgate-state", &bytes)?;
@@ -190,7 +113,7 @@ impl State {
         }
         let record =
             self.record().map_err(|errno| Refusal::kernel("BPF_OBJ_GET_INFO_BY_FD", errno as i32))?;
-        self.store.put(&Versioned::V2(record)).map_err(|error| failed(&error))
+        self.store.put(record).map_err(|error| failed(&error))
     }
 
     /// Has what is there under these names kept, and then the record that names it.
@@ -227,37 +150,5 @@ impl State {
         let digest = hex::encode(&self.policy.digest);
         let status = format!("serving {}, SHA-256 {digest}", self.policy.file);
         self.store.manager.ready(&status).step("telling the service manager")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// As helpers before the second version have written it: one instance, whose programs call `bpf_send_signal`.
-    #[test]
-    fn a_record_of_the_first_version_is_read() {
-        let long = |number: u64| number.to_le_bytes().to_vec();
-        let short = |number: u32| number.to_le_bytes().to_vec();
-        let name = |text: &str| [long(text.len() as u64), text.into()].concat();
-        let bytes = [
-            // V1; last_instance, last_link, network; one instance: id, object, digest, map_bytes.
-            short(0),
-            [7, 3, 4, 5, 1, 7].map(long).concat(),
-            name("flow"),
-            vec![9; 32],
-            long(64),
-            // One function; no globals; one program, xdp and without a descriptor, number 8; no maps, no links.
-            [long(1), short(109), long(0), long(1)].concat(),
-            name("count"),
-            [short(0), vec![0], short(8), long(0), long(0)].concat(),
-        ]
-        .concat();
-        let record = codec::decode::<Versioned>(&bytes).unwrap().record();
-        assert_eq!((record.last_instance, record.last_link, record.network), (7, 3, (4, 5)));
-        let [InstanceRecord { granted, digest, programs, .. }] = &record.instances[..] else { panic!() };
-        assert_eq!(granted.functions, [Function::Helper(109)].into());
-        assert!(granted.bound.is_empty() && *digest == [9; 32]);
-        assert_eq!((programs[0].0.name.as_str(), programs[0].1), ("count", 8));
     }
 }

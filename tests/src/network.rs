@@ -15,7 +15,7 @@ const ADDRESS: &str = "192.0.2.1"; // TEST-NET-1, RFC 5737
 const PEER_ADDRESS: &str = "192.0.2.2";
 
 /// Namespaces end with the processes that hold them; these end by themselves at the latest, in seconds.
-const HOLD: &str = "600";
+const HOLD: &str = "3600";
 
 /// The namespaces, for as long as this lives.
 pub struct Network {

@@ -1,3 +1,5 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| bpfgate_policy_tests::targets::parser(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    bpfgate_policy_tests::targets::parser(data);
+});

@@ -6,7 +6,7 @@
 //! | [`naive`] | an evaluator written from policies/README.md alone: loops over the TOML of a file |
 //! | [`requests`] | requests that are near misses, and all that the names of a file can be asked for |
 //! | [`power`] | what a policy allows, as a set that can be compared with another policy's |
-//! | [`targets`] | what the fuzzers run, and the tests on the same seeds |
+//! | [`targets`] | what the fuzzers run |
 #![forbid(unsafe_code)]
 
 pub mod generate;

@@ -1,4 +1,5 @@
-//! What the fuzzers run. Each takes any bytes and panics where something is wrong.
+//! What the fuzzers run. Each takes any bytes, panics where something is wrong, and gives whether the bytes came to a
+//! valid policy.
 
 use crate::naive::{Verdict, evaluate};
 use crate::requests::{Asked, Request, asked};
@@ -9,16 +10,10 @@ use bpfgate_protocol::policy::{Hook, Policy};
 use bpfgate_protocol::refusal::{Class, Refusal};
 use std::sync::Arc;
 
-/// A target.
-pub type Run = fn(&[u8]);
-
-/// All, with their names.
-pub const ALL: [(&str, Run); 3] = [("parser", parser), ("printer", printer), ("evaluator", evaluator)];
-
 /// Any bytes are a policy, or an error with places inside of the text that can be shown. What is a policy can be printed
 /// and read again.
-pub fn parser(data: &[u8]) {
-    let Ok(text) = std::str::from_utf8(data) else { return };
+pub fn parser(data: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(data) else { return false };
     match parse(text) {
         Ok(policy) => {
             let last = u32::try_from(text.lines().count()).expect("a number of lines");
@@ -26,6 +21,7 @@ pub fn parser(data: &[u8]) {
             let lines = lines.chain(policy.objects.values().map(|object| object.line));
             assert!(lines.into_iter().all(|line| (1..=last).contains(&line)), "{policy:?}");
             reads_itself(policy);
+            true
         }
         Err(error) => {
             assert!(!error.problems.is_empty() && error.lines().len() == error.problems.len());
@@ -34,15 +30,17 @@ pub fn parser(data: &[u8]) {
                 assert!(!problem.message.is_empty());
             }
             assert!(error.to_string().contains("error"));
+            false
         }
     }
 }
 
 /// A valid policy is printed and read again, and is the same.
-pub fn printer(data: &[u8]) {
-    let Ok(node) = generate::policy(&mut Unstructured::new(data)) else { return };
+pub fn printer(data: &[u8]) -> bool {
+    let Ok(node) = generate::policy(&mut Unstructured::new(data)) else { return false };
     let text = node.to_text();
     reads_itself(parse(&text).unwrap_or_else(|error| panic!("a valid policy: {error}\n{text}")));
+    true
 }
 
 fn reads_itself(policy: Policy) {
@@ -53,15 +51,15 @@ fn reads_itself(policy: Policy) {
 }
 
 /// Both evaluators give the same answers about a valid policy.
-pub fn evaluator(data: &[u8]) {
+pub fn evaluator(data: &[u8]) -> bool {
     let mut u = Unstructured::new(data);
-    let Ok(node) = generate::policy(&mut u) else { return };
+    let Ok(node) = generate::policy(&mut u) else { return false };
     let text = node.to_text();
     let policy = parse(&text).unwrap_or_else(|error| panic!("a valid policy: {error}\n{text}"));
     let file = toml::from_str(&text).expect("it was parsed");
     let policy = Arc::new(policy);
     for _ in 0..32 {
-        let Ok(asked) = asked(&mut u, &policy) else { return };
+        let Ok(asked) = asked(&mut u, &policy) else { break };
         let expected = evaluate(&file, &asked);
         let got = decide(&policy, &asked);
         let same = match (&expected, &got) {
@@ -72,9 +70,10 @@ pub fn evaluator(data: &[u8]) {
         };
         assert!(same, "{asked:?}\nnaive: {expected:?}\nauthorize: {got:?}\n{text}");
         if u.is_empty() {
-            return;
+            break;
         }
     }
+    true
 }
 
 /// What `authorize` says, in the words of the naive evaluator.

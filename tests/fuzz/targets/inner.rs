@@ -1,0 +1,5 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    bpfgate_fuzz_targets::inner::inner(data);
+});
