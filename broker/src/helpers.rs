@@ -131,7 +131,7 @@ impl<T> Helper<T> {
         now: Instant,
         socket: impl Fn(&T) -> Option<BorrowedFd<'a>>,
     ) -> Result<(), String> {
-        self.retry = None;
+        let again = self.retry.take().is_some();
         let Some(channel) = self.channel.as_ref().filter(|_| self.sandbox.is_some()) else { return Ok(()) };
         while let Some(request) = self.queue.front().filter(|_| !self.adopting) {
             let mut fds: Vec<BorrowedFd<'_>> = request.fds.iter().map(AsFd::as_fd).collect();
@@ -149,7 +149,14 @@ impl<T> Helper<T> {
                     self.retry = Some(now + RETRY);
                     break;
                 }
-                Err(error) => return Err(error.to_string()),
+                // What it still has to say comes as an event, its end too.
+                Err(error @ ChannelError::Closed) => return Err(error.to_string()),
+                // The kernel is short of something, and nothing was sent. Again in a moment, but not for ever.
+                Err(error) => {
+                    self.retry = Some(now + RETRY);
+                    self.deadline.get_or_insert(now + START);
+                    return if again { Ok(()) } else { Err(error.to_string()) };
+                }
             }
         }
         if self.deadline.is_none() || self.waiting.len() == 1 {

@@ -696,7 +696,6 @@ impl Server {
         let connections = &self.connections;
         let socket = |tag: &Tag| connections.get(&tag.asker.as_ref()?.connection).map(Connection::socket);
         if let Err(why) = helper.flush(Instant::now(), socket) {
-            // What it still has to say comes as an event, its end too.
             log::warn!("helper of {}: {why}", helper.app);
         }
     }
