@@ -5,6 +5,7 @@ use bpfgate_lockdown::capabilities::mask;
 use bpfgate_lockdown::files;
 use bpfgate_protocol::INNER_VERSION;
 use bpfgate_protocol::channel::{Channel, ChannelError};
+use bpfgate_protocol::messages::SessionId;
 use bpfgate_protocol::messages::helper::{FromHelper, Outcome, Sandbox, ToHelper};
 use bpfgate_protocol::names::{AppName, ObjectName};
 use bpfgate_protocol::policy::{Policy, Sandboxing, needed};
@@ -48,11 +49,18 @@ pub(crate) struct Helper<T> {
     /// An `Adopt` is with it: nothing else is sent until it is said by which policy that would be judged.
     adopting: bool,
     /// Objects and the digests of their files by instance, as far as they are remembered.
-    objects: BTreeMap<u64, (ObjectName, [u8; 32])>,
+    objects: BTreeMap<u64, Loaded>,
     pub(crate) sessions: u32,
     deadline: Option<Instant>,
     /// When to try again to send what could not be sent.
     retry: Option<Instant>,
+}
+
+/// What is remembered of an instance.
+struct Loaded {
+    by: SessionId,
+    object: ObjectName,
+    digest: [u8; 32],
 }
 
 /// What a helper has to say.
@@ -214,20 +222,33 @@ impl<T> Helper<T> {
         self.waiting.into_iter().chain(self.queue)
     }
 
-    pub(crate) fn remember(&mut self, instance: u64, object: ObjectName, digest: [u8; 32]) {
+    pub(crate) fn remember(&mut self, instance: u64, by: SessionId, object: ObjectName, digest: [u8; 32]) {
         if self.objects.len() >= MAX_INSTANCES {
             self.objects.pop_first();
         }
-        self.objects.insert(instance, (object, digest));
+        self.objects.insert(instance, Loaded { by, object, digest });
+    }
+
+    /// An instance is gone.
+    pub(crate) fn forget(&mut self, instance: u64) {
+        self.objects.remove(&instance);
+    }
+
+    /// A session is over, and with it what it loaded, unless that is kept.
+    pub(crate) fn session_ended(&mut self, session: SessionId) {
+        self.sessions = self.sessions.saturating_sub(1);
+        if !self.policy.keep.is_persistent() {
+            self.objects.retain(|_, loaded| loaded.by != session);
+        }
     }
 
     pub(crate) fn object(&self, instance: u64) -> Option<&ObjectName> {
-        self.objects.get(&instance).map(|(object, _)| object)
+        self.objects.get(&instance).map(|loaded| &loaded.object)
     }
 
     /// The digest of the file that an instance was loaded from.
     pub(crate) fn digest(&self, instance: u64) -> Option<&[u8; 32]> {
-        self.objects.get(&instance).map(|(_, digest)| digest)
+        self.objects.get(&instance).map(|loaded| &loaded.digest)
     }
 
     /// One message.
@@ -366,6 +387,21 @@ mod tests {
         ] {
             let got = said(&p, &[message]);
             assert!(got[0].contains(expected), "{got:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_gone_is_not_remembered() {
+        let object: ObjectName = "o".parse().unwrap();
+        for (keep, left) in [("session", [false, true, false]), ("app", [true, true, false])] {
+            let policy = policy(&format!("[lifetime]\nkeep = \"{keep}\"\n"));
+            let mut helper: Helper<()> = Helper::new("app".parse().unwrap(), policy, false, Instant::now());
+            for (instance, session) in [(1, 8), (2, 9), (3, 9)] {
+                helper.remember(instance, SessionId(session), object.clone(), [7; 32]);
+            }
+            helper.session_ended(SessionId(8));
+            helper.forget(3);
+            assert_eq!([1, 2, 3].map(|instance| helper.object(instance).is_some()), left, "{keep}");
         }
     }
 

@@ -407,7 +407,7 @@ impl Server {
     fn close_session(&mut self, number: u64, session: &Session) {
         let Some(&helper_number) = self.helper_of.get(&session.app) else { return };
         let Some(helper) = self.helpers.get_mut(&helper_number) else { return };
-        helper.sessions = helper.sessions.saturating_sub(1);
+        helper.session_ended(session.id);
         let unopened =
             helper.cancel(|tag| tag.asker.as_ref().is_some_and(|asker| asker.connection == number));
         if !unopened {
@@ -759,13 +759,22 @@ impl Server {
         let Some(Asker { connection, peer, request, oneway }) = asker else { return Ok(()) };
         let Some(helper) = self.helpers.get_mut(&number) else { return Ok(()) };
         subject.add(&outcome);
-        if let (
-            Outcome::Loaded { instance, digest, .. },
-            ToHelper::Ask { verb: Verb::Load { object, .. }, .. },
-        ) = (&outcome, &message)
-        {
-            helper.remember(instance.0, object.clone(), *digest);
-            subject.digest = Some(hex::encode(digest));
+        match (&outcome, &message) {
+            (
+                Outcome::Loaded { instance, digest, .. },
+                ToHelper::Ask { session, verb: Verb::Load { object, .. } },
+            ) => {
+                let lives = |entry: &Connection| entry.session.as_ref().is_some_and(|s| s.id == *session);
+                if helper.policy.keep.is_persistent() || self.connections.get(&connection).is_some_and(lives)
+                {
+                    helper.remember(instance.0, *session, object.clone(), *digest);
+                }
+                subject.digest = Some(hex::encode(digest));
+            }
+            (Outcome::Done, ToHelper::Ask { verb: Verb::Unload { instance }, .. }) => {
+                helper.forget(instance.0);
+            }
+            _ => {}
         }
         let mut record = Record::of(&peer, &request, generation, message.row().name, subject);
         record.app = Some(helper.app.as_str());

@@ -304,10 +304,9 @@ impl Server {
             if let Some(entry) = self.connections.get_mut(&connection) {
                 entry.busy = false;
                 entry.closing = true;
-                entry.session = None;
-            }
-            if let Some(helper) = self.helpers.get_mut(&number) {
-                helper.sessions = helper.sessions.saturating_sub(1);
+                if let (Some(session), Some(helper)) = (entry.session.take(), self.helpers.get_mut(&number)) {
+                    helper.session_ended(session.id);
+                }
             }
             self.settle(connection);
         }
