@@ -19,12 +19,16 @@ fn random(seed: u64) -> Node {
 fn a_random_policy_is_printed_and_read_again() {
     let texts: BTreeSet<String> = (0..POLICIES).map(|seed| random(seed).to_text()).collect();
     assert!(texts.len() > 990, "{} different policies", texts.len());
-    (0..POLICIES).for_each(|seed| printer(&bytes(seed, 2048)));
+    (0..POLICIES).for_each(|seed| {
+        printer(&bytes(seed, 2048));
+    });
 }
 
 #[test]
 fn both_evaluators_give_the_same_answers() {
-    (0..POLICIES).for_each(|seed| evaluator(&bytes(seed, 4096)));
+    (0..POLICIES).for_each(|seed| {
+        evaluator(&bytes(seed, 4096));
+    });
 }
 
 /// Or the comparison would say little.
