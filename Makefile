@@ -5,7 +5,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
-.PHONY: all build bpf deps machine-deps install uninstall deb test systemd-test vm-test stage demo bench fuzz soak reference caps-table lint clean help
+.PHONY: all build bpf deps machine-deps install uninstall deb test systemd-test vm-test stage demo bench fuzz soak attack attack-table reference caps-table lint clean help
 
 # rustup puts cargo where a shell finds it only after the next login.
 ifndef CARGO
@@ -196,9 +196,7 @@ test: build ## All tests; as root those too that load BPF programs
 	@: > target/test.log
 	$(CARGO) test --locked --workspace --exclude bpfgate-tests -- $(SHOWN)
 	RUST_TEST_THREADS=1 $(CARGO) test --locked -p bpfgate-tests -- $(SHOWN) # one at a time: they compare what the kernel holds
-	@awk '/^---- .* stdout ----$$/ { name = $$2 } \
-	  /^skipped: / { if (!n++) print "\nmake test: passed, but not all of it was run here:"; print "  " name ": " $$0 } \
-	  END { if (!n) print "\nmake test: passed, nothing was skipped" }' target/test.log
+	@python3 tests/results.py target/test.log
 
 # A tree of files for the machines; everything in it is built before.
 stage: deb
@@ -243,6 +241,13 @@ fuzz: $(CARGO_FUZZ) ## Fuzz everything that reads what others wrote, a minute ea
 	    { tail -n 40 $$log; echo "make fuzz: $$target has found something: the end of $$log is above" >&2; exit 1; }; \
 	done; \
 	awk -f tests/fuzz/table.awk $(FUZZ_TARGETS:%=target/fuzz/%.log)
+
+attack: machine-deps stage ## Every attack of tests/attacks.md, in the long form: less than half an hour (root)
+	@export CARGO=$(CARGO); as_root=; if [[ $$(id -u) != 0 ]]; then as_root="sudo --preserve-env=CARGO,HOME"; fi; \
+	$$as_root tests/attack
+
+attack-table: ## The same table, from what make test, systemd-test and vm-test left
+	@tests/attack --look
 
 soak: build ## Ten minutes of honest and rude clients, kills and floods, and what held (SOAK_SECONDS=600; root)
 	@as_root=; if [[ $$(id -u) != 0 ]]; then as_root="sudo --preserve-env=SOAK_SECONDS,BPFGATE_BIN_DIR"; fi; \

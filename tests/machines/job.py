@@ -13,6 +13,8 @@ import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TARGET = os.path.realpath(os.environ.get("CARGO_TARGET_DIR") or f"{HERE}/../../target") + "/machines"
+# What became of the tests in each machine, as JSON.
+RESULTS = f"{TARGET}/results"
 
 # Exit statuses of the runners when the command's own is not known.
 USAGE = 2

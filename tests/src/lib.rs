@@ -59,6 +59,11 @@ pub fn slowness() -> u32 {
     std::env::var("BPFGATE_SLOW").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
+/// Whether attacks run at their full length, as `make attack` has them: with `BPFGATE_ATTACK=all`. Otherwise a part does.
+pub fn all_attacks() -> bool {
+    std::env::var_os("BPFGATE_ATTACK").is_some_and(|which| which == "all")
+}
+
 /// Waits until `done`; whether it came to that within `limit`, on an ordinary machine.
 pub fn wait_until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + limit * slowness();

@@ -2,14 +2,14 @@
 //! the process makes. The request ends in an answer or a closed connection, the next one works, the kernel holds nothing
 //! more than before, and what belongs to another app goes on.
 //!
-//! An ordinary run takes a sample of them, the same each time; with `BPFGATE_CRASH_POINTS=all` all are taken.
+//! An ordinary run takes a sample of them, the same each time; `make attack` takes all.
 
 use bpfgate_tests::gate::WITH_MAP;
 use bpfgate_tests::invariants::Baseline;
 use bpfgate_tests::process::{self, Process, Role};
 use bpfgate_tests::raw::{Raw, frame};
 use bpfgate_tests::strace::Strace;
-use bpfgate_tests::{Gate, SOON, USER, as_user, needs_root, wait_until};
+use bpfgate_tests::{Gate, SOON, USER, all_attacks, as_user, needs_root, wait_until};
 use nix::poll::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -335,7 +335,7 @@ fn each_call_that_fails_costs_one_request() {
     let mut scene = Scene::new();
     let all = points(&mut scene);
     let number = all.len();
-    let whole = std::env::var_os("BPFGATE_CRASH_POINTS").is_some_and(|which| which == "all");
+    let whole = all_attacks();
     let points = if whole { all } else { sample(all, 1) };
     let start = Instant::now();
     let mut ends: BTreeMap<(Victim, End), usize> = BTreeMap::new();
