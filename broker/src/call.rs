@@ -21,8 +21,8 @@ pub struct Frame {
     pub method: String,
     #[serde(default)]
     parameters: Option<Box<RawValue>>,
-    #[serde(default)]
     /// The caller wants no reply.
+    #[serde(default)]
     pub oneway: bool,
     #[serde(default)]
     #[allow(dead_code)] // a call that wants more replies gets one

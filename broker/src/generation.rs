@@ -142,7 +142,10 @@ impl Generations {
     }
 
     /// Reads on. When all is read it is in force: gives what that changes.
-    pub(crate) fn read_on(&mut self) -> Option<Vec<Changed>> {
+    ///
+    /// Errors: something could not be read, which says nothing about what stands there. What is in force stays, and
+    /// whatever else was asked for meanwhile is given up, too
+    pub(crate) fn read_on(&mut self) -> Option<Result<Vec<Changed>, PolicyError>> {
         let reading = self.reading.as_mut()?;
         let start = Instant::now();
         while !reading.step(1) {
@@ -150,16 +153,18 @@ impl Generations {
                 return None;
             }
         }
-        let reading = self.reading.take()?;
-        if std::mem::take(&mut self.again)
-            && let Err(error) = self.begin()
-        {
+        let installed = self.reading.take()?.finish();
+        let again = std::mem::take(&mut self.again);
+        if let Some((_, error)) = installed.errors().find(|(_, error)| error.passing) {
+            return Some(Err(error.clone()));
+        }
+        if again && let Err(error) = self.begin() {
             log::error!("the policies are not read again: {error}");
         }
-        let next = Generation::new(self.in_force.number + 1, reading.finish());
+        let next = Generation::new(self.in_force.number + 1, installed);
         let changes = self.in_force.changes(&next);
         self.in_force = next;
-        Some(changes)
+        Some(Ok(changes))
     }
 }
 
@@ -240,7 +245,7 @@ mod tests {
             let read = generations.read_on();
             longest = longest.max(start.elapsed());
             match read {
-                Some(changes) => break changes,
+                Some(changes) => break changes.unwrap(),
                 None => slices += 1,
             }
         };

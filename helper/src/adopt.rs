@@ -10,7 +10,9 @@ use crate::state::State;
 use bpfgate_protocol::authorize::authorize;
 use bpfgate_protocol::hooks::Kind;
 use bpfgate_protocol::messages::helper::{Adopted, Adoption};
-use bpfgate_protocol::policy::file::{ACCOUNTS, Accounts, MAX_FILE, find, look_trusted, read_handed};
+use bpfgate_protocol::policy::file::{
+    ACCOUNTS, Accounts, MAX_FILE, NotTaken, find, look_trusted, read_handed,
+};
 use bpfgate_protocol::policy::{Hook, Policy, needed};
 use bpfgate_protocol::refusal::{Refusal, printable};
 use std::collections::BTreeSet;
@@ -73,14 +75,16 @@ impl State {
             eprintln!("bpfgate-helper: {name}: no policy is in force any more: {why}");
             Ok(None)
         };
+        let denied = |path: &Path, why: NotTaken| Refusal::denied(format!("{} {why}", path.display()));
         match look_trusted(&path) {
-            Err(why) => return none(&why),
+            // That is not root's word.
+            Err(why) if why.passing => return Err(denied(&path, why)),
+            Err(why) => return none(&why.why),
             Ok(stat) if u64::try_from(stat.st_size).is_ok_and(|size| size > MAX_FILE) => {
                 return none(&format!("it is larger than {MAX_FILE} bytes"));
             }
             Ok(_) => {}
         }
-        let denied = |path: &Path, why: String| Refusal::denied(format!("{} {why}", path.display()));
         let Some([policy, users, groups]) = files else {
             return Err(denied(&path, "is there, and was not handed over".into()));
         };

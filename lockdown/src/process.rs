@@ -5,10 +5,16 @@ use crate::{Fatal, Step};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
+use std::io::Write;
 
 /// What every process of bpfgate does first: no core files, no descriptors above `files`, nobody of the same user
-/// may look into it, files that it might make are private, and it stands in the root directory.
+/// may look into it, files that it might make are private, it stands in the root directory, and a panic says where it
+/// happened and no more. (For a backtrace the standard library opens files: a confined process would end by its filter,
+/// before it has said anything.)
 pub fn tame(files: u64) -> Result<(), Fatal> {
+    std::panic::set_hook(Box::new(|panic| {
+        let _ = writeln!(std::io::stderr(), "{panic}");
+    }));
     setrlimit(Resource::RLIMIT_CORE, 0, 0).step("setting RLIMIT_CORE")?;
     // A lower hard limit stays: it cannot be raised without privilege, and running out is an answer, not an end.
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).step("reading RLIMIT_NOFILE")?;

@@ -67,7 +67,9 @@ impl Reading {
                 && error.kind() != ErrorKind::NotFound
             {
                 let why = format!("the policy directory cannot be read: {error}");
-                strays.push(PolicyError::of_file(&directory.display().to_string(), why, None));
+                let passing = file::is_passing_error(&error);
+                strays
+                    .push(PolicyError::of_file(&directory.display().to_string(), why, None).passing(passing));
             }
         }
         if let Some(first) = names.iter().nth(MAX_APPS) {

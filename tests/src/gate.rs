@@ -354,7 +354,8 @@ impl Drop for Gate {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let over = wait_until(Duration::from_secs(2), || self.is_over());
+        // How soon is what tests of crashes look at; here it is whether.
+        let over = wait_until(5 * SOON, || self.is_over());
         let left = self.processes();
         for process in &left {
             let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);

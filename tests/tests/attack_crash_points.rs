@@ -249,8 +249,8 @@ impl Scene {
         if end == End::Silence {
             return Err(format!("no answer:\n{trace}"));
         }
-        // A policy that cannot be read allows nothing, until it can.
-        let denied = self.gate.log().contains("the policy of kept is not in force");
+        // Nothing is read with such an error, so it is taken for what stands there: then it allows nothing.
+        let denied = point.verb == Verb::Reload && point.fault == "ENOSPC";
         if point.verb == Verb::Reload && !self.reload() {
             return Err(format!("no new generation:\n{trace}"));
         }
@@ -392,5 +392,32 @@ fn a_request_that_the_kernel_has_no_memory_for_is_passed_on_a_moment_later() {
         let point =
             Point { victim: Victim::Broker, verb: Verb::Load, call: "sendmsg".into(), number: 1, fault };
         assert_eq!(scene.step(&point), Ok((End::Done, true)));
+    }
+}
+
+/// What cannot be read just now says nothing about what root has written there: all policies in force stay, and whoever
+/// asks again gets the new ones.
+#[test]
+fn a_policy_that_cannot_be_read_takes_nothing_away() {
+    needs_root!();
+    let mut scene = Scene::new();
+    // A file is read, the directory is opened, a file in it is.
+    for (call, fault, place, number) in [
+        ("read", "EIO", "policies/kept.toml", 1),
+        ("openat", "EMFILE", "policies", 1),
+        ("openat", "ENOMEM", "policies", 2),
+    ] {
+        let before = (scene.gate.generation(), scene.gate.log().len());
+        let inject = format!("inject={call}:error={fault}:syscall=getpid:when={number}");
+        let path = scene.gate.dir.join(place).display().to_string();
+        let arguments = ["-P", &path, "-e", &inject].map(str::to_owned);
+        let (end, trace) = scene.watched(Victim::Broker, Verb::Reload, &arguments);
+        assert!(trace.contains("(INJECTED"), "{trace}");
+        assert_eq!((end, scene.gate.generation()), (End::Done, before.0), "{call} {fault}");
+        let log = scene.gate.log();
+        assert!(log[before.1..].contains("those in force stay: "), "{log}");
+        assert!(scene.reload());
+        assert_eq!(scene.links_that_are_kept(), scene.kept);
+        assert_eq!(scene.gate.left_in_kernel(&scene.before, 3 * SOON), BTreeSet::default());
     }
 }

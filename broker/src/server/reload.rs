@@ -96,7 +96,11 @@ impl Server {
 
     /// Reads on, if the policies are being read.
     pub(super) fn read_on(&mut self) -> Result<(), Fatal> {
-        let Some(changes) = self.generations.read_on() else { return self.tell_more() };
+        let changes = match self.generations.read_on() {
+            None => return self.tell_more(),
+            Some(Ok(changes)) => changes,
+            Some(Err(error)) => return self.stays(&error.lines().join("; ")),
+        };
         let in_force = self.generations.in_force();
         let (valid, invalid) = in_force.counts();
         let (number, changed) = (in_force.number, changes.len());
@@ -113,6 +117,21 @@ impl Server {
         self.untold.extend(others);
         for changed in told {
             self.follow(changed)?;
+        }
+        self.tell_more()
+    }
+
+    /// The policies could not be read, so those in force stay: for whoever asked that is no reload.
+    fn stays(&mut self, why: &str) -> Result<(), Fatal> {
+        log::error!("the policies are not read again, those in force stay: {why}");
+        let refusal = Refusal::helper(format!("the policies in force stay: {why}; ask again"));
+        let in_force = self.generations.in_force().number;
+        let asked: Vec<_> = self.reloading.extract_if(.., |(_, generation)| *generation > in_force).collect();
+        for (number, _) in asked {
+            self.refuse(number, &refusal, false, "Reload", Subject::default(), None)?;
+            let Some(connection) = self.connections.get_mut(&number) else { continue };
+            connection.busy = false;
+            self.requests(number)?;
         }
         self.tell_more()
     }

@@ -7,6 +7,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use nix::sys::statfs::{FsType, fstatfs};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -53,6 +54,44 @@ impl Accounts {
     }
 }
 
+/// Why a file is not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotTaken {
+    /// A part of a sentence about the file.
+    pub why: String,
+    /// It says nothing about the file: this process, or the machine, could not do it now.
+    pub passing: bool,
+}
+
+impl NotTaken {
+    fn failed(what: &str, errno: Errno) -> Self {
+        Self { why: format!("cannot be {what}: {}", errno.desc()), passing: is_passing(errno) }
+    }
+}
+
+impl<Text: Into<String>> From<Text> for NotTaken {
+    fn from(why: Text) -> Self {
+        Self { why: why.into(), passing: false }
+    }
+}
+
+impl fmt::Display for NotTaken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+/// Whether an error may be another one, or none, a moment later, with nobody having changed the file.
+fn is_passing(errno: Errno) -> bool {
+    use Errno::{EAGAIN, EINTR, EIO, EMFILE, ENFILE, ENOMEM};
+    [EAGAIN, EINTR, EIO, EMFILE, ENFILE, ENOMEM].contains(&errno)
+}
+
+/// The same of an error of the standard library.
+pub fn is_passing_error(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|number| is_passing(Errno::from_raw(number)))
+}
+
 /// Why a file must not be trusted: a part of a sentence about it. `None` if root alone can write it.
 pub fn writable_by_others(stat: &FileStat) -> Option<String> {
     if stat.st_uid != 0 {
@@ -71,7 +110,7 @@ pub fn writable_by_others(stat: &FileStat) -> Option<String> {
 
 /// Opens `path` from the root directory step by step. No step may be a symbolic link, and root alone may be able
 /// to write any of them: then nobody else can have put another file there, now or between two looks.
-pub fn open_trusted(path: &Path) -> Result<(OwnedFd, FileStat), String> {
+pub fn open_trusted(path: &Path) -> Result<(OwnedFd, FileStat), NotTaken> {
     let mut parts: Vec<&std::ffi::OsStr> = Vec::new();
     for component in path.components() {
         match component {
@@ -86,12 +125,12 @@ pub fn open_trusted(path: &Path) -> Result<(OwnedFd, FileStat), String> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mut walked = String::new();
     let mut here: OwnedFd = nix::fcntl::open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | flags, Mode::empty())
-        .map_err(|e| format!("cannot be opened: {}", e.desc()))?;
+        .map_err(|e| NotTaken::failed("opened", e))?;
     for (i, part) in parts.iter().enumerate() {
-        let parent = fstat(&here).map_err(|e| format!("cannot be examined: {}", e.desc()))?;
+        let parent = fstat(&here).map_err(|e| NotTaken::failed("examined", e))?;
         if let Some(why) = writable_by_others(&parent) {
             let directory = if walked.is_empty() { "/" } else { &walked };
-            return Err(format!("is not safe: its directory {directory} {why}"));
+            return Err(format!("is not safe: its directory {directory} {why}").into());
         }
         let last = i + 1 == parts.len();
         // O_NONBLOCK: opening a FIFO must not wait; it is refused right after.
@@ -103,41 +142,41 @@ pub fn open_trusted(path: &Path) -> Result<(OwnedFd, FileStat), String> {
         here = open_step(here.as_fd(), part, kind | flags)?;
         walked = format!("{walked}/{}", part.to_string_lossy());
     }
-    let kind = fstatfs(&here).map_err(|e| format!("cannot be examined: {}", e.desc()))?.filesystem_type();
+    let kind = fstatfs(&here).map_err(|e| NotTaken::failed("examined", e))?.filesystem_type();
     if let Some(who) = decided_elsewhere(kind) {
-        return Err(format!("is on a file system whose contents {who}, not root of this machine"));
+        return Err(format!("is on a file system whose contents {who}, not root of this machine").into());
     }
-    let stat = fstat(&here).map_err(|e| format!("cannot be examined: {}", e.desc()))?;
+    let stat = fstat(&here).map_err(|e| NotTaken::failed("examined", e))?;
     if SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) != SFlag::S_IFREG {
         return Err("is not a regular file".into());
     }
     match writable_by_others(&stat) {
-        Some(why) => Err(why),
+        Some(why) => Err(why.into()),
         None => Ok((here, stat)),
     }
 }
 
 /// Looks at what stands at `path` without opening it, by the rules of [`open_trusted`]: for a process that can open
 /// nothing.
-pub fn look_trusted(path: &Path) -> Result<FileStat, String> {
+pub fn look_trusted(path: &Path) -> Result<FileStat, NotTaken> {
     let normal = |component: &Component<'_>| matches!(component, Component::RootDir | Component::Normal(_));
     if !path.is_absolute() || !path.components().all(|component| normal(&component)) {
         return Err("is not an absolute path in normal form".into());
     }
     for directory in path.ancestors().skip(1) {
-        let stat = look(directory).map_err(|e| format!("cannot be examined: {}", e.desc()))?;
+        let stat = look(directory).map_err(|e| NotTaken::failed("examined", e))?;
         if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFDIR.bits() {
-            return Err(format!("leads through a symbolic link or a file ({})", directory.display()));
+            return Err(format!("leads through a symbolic link or a file ({})", directory.display()).into());
         }
         if let Some(why) = writable_by_others(&stat) {
-            return Err(format!("is not safe: its directory {} {why}", directory.display()));
+            return Err(format!("is not safe: its directory {} {why}", directory.display()).into());
         }
     }
-    let stat = look(path).map_err(|e| format!("cannot be examined: {}", e.desc()))?;
+    let stat = look(path).map_err(|e| NotTaken::failed("examined", e))?;
     if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
         return Err("is not a regular file".into());
     }
-    writable_by_others(&stat).map_or(Ok(stat), Err)
+    writable_by_others(&stat).map_or(Ok(stat), |why| Err(why.into()))
 }
 
 /// lstat(2) by the one system call that is on the helper's list.
@@ -147,22 +186,21 @@ fn look(path: &Path) -> nix::Result<FileStat> {
 
 /// The bytes of the file at `path`, which is as [`look_trusted`] wants it, from a descriptor that somebody has opened who
 /// is not believed that it is this file.
-pub fn read_handed(path: &Path, fd: OwnedFd, max: u64) -> Result<Vec<u8>, String> {
+pub fn read_handed(path: &Path, fd: OwnedFd, max: u64) -> Result<Vec<u8>, NotTaken> {
     let (there, fd) = (look_trusted(path)?, File::from(fd));
-    let got =
-        fstatat(&fd, "", AtFlags::AT_EMPTY_PATH).map_err(|e| format!("cannot be examined: {}", e.desc()))?;
+    let got = fstatat(&fd, "", AtFlags::AT_EMPTY_PATH).map_err(|e| NotTaken::failed("examined", e))?;
     if (there.st_dev, there.st_ino) != (got.st_dev, got.st_ino) {
         return Err("is another file than the one that was handed over".into());
     }
     let size = u64::try_from(got.st_size).unwrap_or(0);
     if size > max {
-        return Err(format!("is larger than {max} bytes"));
+        return Err(format!("is larger than {max} bytes").into());
     }
     let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
     // It may have become shorter; it has not become longer than what root was judged to have written by then.
     let mut len = 0;
     while len < bytes.len() {
-        match fd.read_at(&mut bytes[len..], len as u64).map_err(|e| format!("cannot be read: {e}"))? {
+        match fd.read_at(&mut bytes[len..], len as u64).map_err(|e| failed_to_read(&e))? {
             0 => break,
             more => len += more,
         }
@@ -192,14 +230,18 @@ fn decided_elsewhere(kind: FsType) -> Option<&'static str> {
     .find_map(|(magic, who)| (kind.0 == magic).then_some(who))
 }
 
-fn open_step(at: BorrowedFd<'_>, part: &std::ffi::OsStr, flags: OFlag) -> Result<OwnedFd, String> {
+fn open_step(at: BorrowedFd<'_>, part: &std::ffi::OsStr, flags: OFlag) -> Result<OwnedFd, NotTaken> {
     openat(at, part, flags, Mode::empty()).map_err(|errno| match errno {
-        Errno::ENOENT => "does not exist".to_owned(),
+        Errno::ENOENT => "does not exist".into(),
         Errno::ELOOP | Errno::ENOTDIR => {
-            format!("is, or leads through, a symbolic link or a file ({})", part.to_string_lossy())
+            format!("is, or leads through, a symbolic link or a file ({})", part.to_string_lossy()).into()
         }
-        other => format!("cannot be opened: {}", other.desc()),
+        other => NotTaken::failed("opened", other),
     })
+}
+
+fn failed_to_read(error: &io::Error) -> NotTaken {
+    NotTaken { why: format!("cannot be read: {error}"), passing: is_passing_error(error) }
 }
 
 /// Reads the policy of one app: the file `APP.toml` of the first directory that has one.
@@ -228,10 +270,11 @@ fn accounts_for(name: &str) -> Result<Accounts, PolicyError> {
 /// The same, with accounts that were read before: for many files.
 pub fn read_file_with(path: &Path, accounts: &Accounts) -> Result<Policy, PolicyError> {
     let name = path.display().to_string();
-    let fail = |why: String| {
+    let fail = |not: NotTaken| {
         let help =
             "a policy is a regular file that belongs to root, in directories of root, mode 0644 or stricter";
-        PolicyError::of_file(&name, format!("the policy file {why}"), Some(help))
+        let help = (!not.passing).then_some(help);
+        PolicyError::of_file(&name, format!("the policy file {not}"), help).passing(not.passing)
     };
     let (fd, _) = open_trusted(path).map_err(fail)?;
     Policy::parse(&name, &text(&name, fd)?, accounts)
@@ -266,12 +309,14 @@ pub fn open_regular(path: &Path) -> Result<File, String> {
 }
 
 fn text(name: &str, fd: OwnedFd) -> Result<String, PolicyError> {
-    let fail = |why: String| PolicyError::of_file(name, format!("the policy file {why}"), None);
+    let fail = |not: NotTaken| {
+        PolicyError::of_file(name, format!("the policy file {not}"), None).passing(not.passing)
+    };
     let mut bytes = Vec::new();
     let read = File::from(fd).take(MAX_FILE + 1).read_to_end(&mut bytes);
-    read.map_err(|e| fail(format!("cannot be read: {e}")))?;
+    read.map_err(|error| fail(failed_to_read(&error)))?;
     if bytes.len() as u64 > MAX_FILE {
-        return Err(fail(format!("is larger than {MAX_FILE} bytes")));
+        return Err(fail(format!("is larger than {MAX_FILE} bytes").into()));
     }
     String::from_utf8(bytes).map_err(|_| fail("is not UTF-8 text".into()))
 }
@@ -308,7 +353,7 @@ mod tests {
             ("/etc/../etc/passwd", "normal form"),
         ] {
             let error = open_trusted(Path::new(path)).unwrap_err();
-            assert!(error.contains(why), "{path}: {error}");
+            assert!(error.why.contains(why) && !error.passing, "{path}: {error}");
         }
         assert!(open_trusted(Path::new("/etc/passwd")).is_ok());
     }
@@ -342,9 +387,9 @@ mod tests {
         );
         for other in ["/etc/group", "/dev/null", "/etc"] {
             let error = read_handed(passwd, open(other), 1 << 20).unwrap_err();
-            assert!(error.contains("another file"), "{other}: {error}");
+            assert!(error.why.contains("another file"), "{other}: {error}");
         }
-        assert!(read_handed(passwd, open("/etc/passwd"), 3).unwrap_err().contains("larger than 3"));
+        assert!(read_handed(passwd, open("/etc/passwd"), 3).unwrap_err().why.contains("larger than 3"));
     }
 
     /// POL-05.

@@ -22,6 +22,8 @@ pub struct PolicyError {
     pub file: String,
     /// Everything that is wrong with it; never empty.
     pub problems: Vec<Problem>,
+    /// It says nothing about the file, which could not be read just now.
+    pub passing: bool,
     /// The text, if places in it are meant.
     text: Option<String>,
 }
@@ -29,13 +31,19 @@ pub struct PolicyError {
 impl PolicyError {
     /// An error about places in the text.
     pub fn new(file: &str, text: &str, problems: Vec<Problem>) -> Self {
-        Self { file: file.to_owned(), problems, text: Some(text.to_owned()) }
+        Self { file: file.to_owned(), problems, passing: false, text: Some(text.to_owned()) }
     }
 
     /// An error about the file as a whole: it cannot be read, or must not be trusted.
     pub fn of_file(file: &str, message: impl Into<String>, help: Option<&str>) -> Self {
         let problem = Problem { span: 0..0, message: message.into(), help: help.map(str::to_owned) };
-        Self { file: file.to_owned(), problems: vec![problem], text: None }
+        Self { file: file.to_owned(), problems: vec![problem], passing: false, text: None }
+    }
+
+    /// Whether it is the machine's and not the file's.
+    #[must_use]
+    pub fn passing(self, passing: bool) -> Self {
+        Self { passing, ..self }
     }
 
     /// Line and column of a problem, from 1; none if it is about the file as a whole.

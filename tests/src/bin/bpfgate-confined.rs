@@ -33,6 +33,9 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let [end, role @ ..] = &words[..] else { panic!("no end") };
+    if !role.is_empty() {
+        bpfgate_lockdown::process::tame(64).expect("as every process of bpfgate");
+    }
     for filters in role.iter().flat_map(|name| Role::named(name).filters()) {
         filters.install().expect("filters");
     }

@@ -81,7 +81,7 @@ impl Verdict {
             }
         };
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        verdict.untrusted = file::open_trusted(&absolute).err();
+        verdict.untrusted = file::open_trusted(&absolute).err().map(|not| not.why);
         let mut checks = Checks::of(&source);
         checks.clients();
         checks.unit(&app);
