@@ -49,6 +49,7 @@ pub use gate::{Gate, bin_dir, bpf_object, workspace};
 pub use raw::Raw;
 pub use user::{STRANGER, USER, Who, as_user};
 
+use bpfgate_protocol::policy::Machine;
 use std::time::{Duration, Instant};
 
 /// What has to happen soon happens in this time: the promise is one second.
@@ -84,9 +85,7 @@ pub fn is_root() -> bool {
 
 /// Whether the kernel is this new; says so if not.
 pub fn is_kernel(least: (u32, u32), what: &str) -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("/proc is mounted");
-    let mut numbers = release.split(['.', '-']).map(|word| word.parse().unwrap_or(0));
-    let this: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let this = Machine::here().expect("a version").kernel;
     if this < least {
         println!("skipped: {what} needs Linux {}.{}", least.0, least.1);
     }
