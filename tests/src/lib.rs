@@ -14,6 +14,7 @@
 //! | [`counting`] | programs that count |
 //! | [`peer`] | a lying broker: speaks straight to a real helper |
 //! | [`rogue`] | a lying loader, or a lying spawner and its helpers |
+//! | [`root`] | the root directory of a machine, for `--root` |
 //! | [`roles`] | the lists of system calls of each process |
 //! | [`second`] | another broker beside the gate's, started otherwise |
 //! | [`user`] | threads that are somebody else |
@@ -38,6 +39,7 @@ pub mod process;
 pub mod raw;
 pub mod rogue;
 pub mod roles;
+pub mod root;
 pub mod second;
 pub mod services;
 pub mod strace;
