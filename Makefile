@@ -137,7 +137,7 @@ install: ## Install below PREFIX (/usr/local, or /usr) and DESTDIR what `make bu
 	install -m 644 policies/README.md $(DOC)/policies.md
 	install -m 644 policies/policy.schema.json $(DOC)
 	install -m 644 systemd/README.md $(DOC)/systemd.md
-	install -m 644 docs/capabilities.md $(DOC)
+	install -m 644 docs/*.md $(DOC)
 	install -m 644 policies/bpf/*.bpf.c $(DOC)/examples/bpf
 	for policy in policies/*.toml; do \
 	  systemd/shipped-policy $$policy $(PREFIX) open > $(DOC)/examples/$${policy##*/}; \

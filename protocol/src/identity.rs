@@ -204,7 +204,7 @@ impl Units {
 }
 
 /// The path of a process in cgroup v2, without its leading `/`.
-fn cgroup_of(pid: i32) -> Option<String> {
+pub fn cgroup_of(pid: i32) -> Option<String> {
     let all = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok().filter(|_| pid > 0)?;
     all.lines().find_map(|line| line.strip_prefix("0::/")).map(str::to_owned)
 }

@@ -240,12 +240,8 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Xdp(interface, mode) => {
-                let mode = match mode {
-                    XdpMode::Native => "native",
-                    XdpMode::Generic => "generic",
-                    XdpMode::Any => "any mode",
-                };
-                write!(f, "on xdp {interface} ({mode})")
+                let any = if *mode == XdpMode::Any { " mode" } else { "" };
+                write!(f, "on xdp {interface} ({mode}{any})")
             }
             Self::Tcx(interface, direction, order) => {
                 let order = if *order == Order::First { ", first" } else { "" };

@@ -4,6 +4,7 @@
 use crate::sys::{self, Create, Load};
 use crate::user::with_capabilities;
 use bpfgate_protocol::demands::{self, Mask, PROGRAMS, ProgramType};
+use bpfgate_protocol::policy::Machine;
 use nix::errno::Errno;
 use std::fmt::Write as _;
 use std::io;
@@ -163,9 +164,8 @@ pub fn map_row(row: &demands::MapType) -> String {
 
 /// Both tables in Markdown, with what the running kernel said.
 pub fn markdown() -> String {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let numbers: Vec<&str> = release.trim().split('.').take(2).collect();
-    let here = format!("Linux {}", numbers.join("."));
+    let (major, minor) = Machine::here().expect("a version").kernel;
+    let here = format!("Linux {major}.{minor}");
     let said = |measured: Measured| match measured {
         Measured::Exactly(mask) => names(mask),
         Measured::Not(errno) => format!("not made on this machine: {errno:?}"),

@@ -14,6 +14,7 @@
 //! | [`counting`] | programs that count |
 //! | [`peer`] | a lying broker: speaks straight to a real helper |
 //! | [`rogue`] | a lying loader, or a lying spawner and its helpers |
+//! | [`root`] | the root directory of a machine, for `--root` |
 //! | [`roles`] | the lists of system calls of each process |
 //! | [`second`] | another broker beside the gate's, started otherwise |
 //! | [`user`] | threads that are somebody else |
@@ -38,6 +39,7 @@ pub mod process;
 pub mod raw;
 pub mod rogue;
 pub mod roles;
+pub mod root;
 pub mod second;
 pub mod services;
 pub mod strace;
@@ -49,6 +51,7 @@ pub use gate::{Gate, bin_dir, bpf_object, workspace};
 pub use raw::Raw;
 pub use user::{STRANGER, USER, Who, as_user};
 
+use bpfgate_protocol::policy::Machine;
 use std::time::{Duration, Instant};
 
 /// What has to happen soon happens in this time: the promise is one second.
@@ -89,9 +92,7 @@ pub fn is_root() -> bool {
 
 /// Whether the kernel is this new; says so if not.
 pub fn is_kernel(least: (u32, u32), what: &str) -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("/proc is mounted");
-    let mut numbers = release.split(['.', '-']).map(|word| word.parse().unwrap_or(0));
-    let this: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let this = Machine::here().expect("a version").kernel;
     if this < least {
         println!("skipped: {what} needs Linux {}.{}", least.0, least.1);
     }

@@ -1,9 +1,10 @@
 //! A broker that lies: it speaks to a real helper in its real confinement.
 
 use crate::gate::{Gate, bin_dir};
+use crate::invariants::Baseline;
 use crate::rogue::{self, Ambush, Loader};
 use crate::sys;
-use crate::user::{Who, as_user};
+use crate::user::{USER, Who, as_user};
 use crate::{SOON, wait_until};
 use bpfgate_protocol::channel::{Channel, ChannelError};
 use bpfgate_protocol::messages::SessionId;
@@ -60,7 +61,18 @@ impl Peer {
         peer
     }
 
-    /// The same with a loader that was taken over.
+    /// A helper at a gate of its own with [`POLICY`] as that of `app`, and session 1 for a client of [`USER`]: the gate, how
+    /// things were before, the helper, and the client.
+    pub fn with_session() -> (Gate, Baseline, Self, UnixStream) {
+        let gate = Gate::start();
+        gate.policy("app", POLICY);
+        let before = gate.baseline();
+        let mut peer = Self::start(&gate, "app");
+        let client = peer.session(&gate, 1, &USER);
+        (gate, before, peer, client)
+    }
+
+    /// The same as `start`, with a loader that was taken over.
     pub fn start_with_rogue(gate: &Gate, app: &str) -> (Self, Loader) {
         let ambush = Ambush::lay(gate);
         let mut peer = Self::start_with(gate, app, &rogue::program());

@@ -206,11 +206,7 @@ fn kinds(gate: &Gate) -> Vec<(&'static str, OwnedFd)> {
 #[test]
 fn no_kind_of_descriptor_is_a_client_but_a_client() {
     needs_root!();
-    let gate = Gate::start();
-    gate.policy("app", POLICY);
-    let before = gate.baseline();
-    let mut peer = Peer::start(&gate, "app");
-    let client = peer.session(&gate, 1, &USER);
+    let (gate, before, mut peer, client) = Peer::with_session();
     let held = process::descriptors(peer.pid());
     let mut count = 0;
     for (number, (what, fd)) in (2..).zip(kinds(&gate)) {
@@ -244,11 +240,7 @@ fn kinds_again(gate: &Gate) -> Vec<(&'static str, OwnedFd)> {
 #[test]
 fn no_target_but_those_of_the_policy() {
     needs_root!();
-    let gate = Gate::start();
-    gate.policy("app", POLICY);
-    let before = gate.baseline();
-    let mut peer = Peer::start(&gate, "app");
-    let client = peer.session(&gate, 1, &USER);
+    let (gate, before, mut peer, client) = Peer::with_session();
     assert!(matches!(peer.ask(&load(1, "o"), None).0, Outcome::Loaded { .. }));
     let interface = |name: &str| Target::Interface(name.parse().unwrap());
     let event = |name: &str| Target::Event(name.parse().unwrap());
@@ -441,11 +433,7 @@ fn a_flood_of_requests_costs_a_helper_nothing_that_stays() {
 #[test]
 fn a_broker_that_does_not_read_is_given_up() {
     needs_root!();
-    let gate = Gate::start();
-    gate.policy("app", POLICY);
-    let before = gate.baseline();
-    let mut peer = Peer::start(&gate, "app");
-    let _client = peer.session(&gate, 1, &USER);
+    let (gate, before, mut peer, _client) = Peer::with_session();
     assert!(matches!(peer.ask(&load(1, "o"), None).0, Outcome::Loaded { .. }));
     peer.channel.set_timeouts(1, 1).unwrap();
     let map = ask(1, Verb::Map { instance: InstanceId(1), map: "values".parse().unwrap() });
@@ -622,11 +610,7 @@ fn a_spawner_makes_one_helper_for_an_app() {
 #[test]
 fn an_empty_message_is_the_end() {
     needs_root!();
-    let gate = Gate::start();
-    gate.policy("app", POLICY);
-    let before = gate.baseline();
-    let mut peer = Peer::start(&gate, "app");
-    let _client = peer.session(&gate, 1, &USER);
+    let (gate, before, mut peer, _client) = Peer::with_session();
     assert!(matches!(peer.ask(&load(1, "o"), None).0, Outcome::Loaded { .. }));
     peer.channel.send_bytes(&[], &[]).unwrap();
     assert!(wait_until(SOON, || Process::of(peer.pid()).is_none()), "it goes on");

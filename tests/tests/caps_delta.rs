@@ -1,27 +1,22 @@
 //! `bpfgate caps delta`, on unit files of prepared machines and on records of what a service asked for.
 
 use bpfgate_tests::cli::Ended;
+use bpfgate_tests::root::Root;
 use bpfgate_tests::{bin_dir, bpf_object, gate, workspace};
 use serde_json::{Value, json};
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 
-/// The root directory of a machine.
-struct Machine(PathBuf);
+/// A machine with a service.
+struct Machine(Root);
 
 impl Machine {
     fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("bpfgate-delta-{}-{name}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
+        Self(Root::new(name))
     }
 
-    fn write(&self, path: &str, text: &str) -> PathBuf {
-        let path = self.0.join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, text).unwrap();
-        path
+    fn write(&self, path: &str, text: &str) {
+        self.0.write(path, text);
     }
 
     fn unit(&self, settings: &str) {
@@ -53,20 +48,12 @@ impl Machine {
     }
 
     fn delta(&self, line: &str) -> Ended {
-        let mut command = Command::new(bin_dir().join("bpfgate"));
-        command.args(["caps", "delta", "--root"]).arg(&self.0).args(line.split_whitespace());
-        Ended::of(command.current_dir(&self.0))
+        self.0.cli(&["caps", "delta"], line)
     }
 
     fn json(&self, line: &str) -> Value {
         let ended = self.delta(&format!("{line} --json"));
         serde_json::from_str(&ended.out).unwrap_or_else(|error| panic!("{error}: {ended:?}"))
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -145,11 +132,14 @@ fn the_helper_of_an_app_is_compared_with_its_policy() {
         object.display(),
         gate::sha256(&object)
     );
-    let policy = machine.write("etc/bpfgate/policies/flow.toml", &policy);
+    machine.write("etc/bpfgate/policies/flow.toml", &policy);
     let template = fs::read_to_string(workspace().join("systemd/units/bpfgate-helper@.service")).unwrap();
     machine.write("usr/lib/systemd/system/bpfgate-helper@.service", &template);
     let mut show = Command::new(bin_dir().join("bpfgate"));
-    let generated = Ended::of(show.args(["policy", "show", "--unit"]).arg(&policy));
+    let generated = Ended::of(
+        show.args(["policy", "show", "--unit", "etc/bpfgate/policies/flow.toml"])
+            .current_dir(machine.0.path()),
+    );
     assert_eq!(generated.code, Some(0), "{generated:?}");
     machine.write("run/systemd/generator/bpfgate-helper@flow.service.d/50-policy.conf", &generated.out);
     for what in ["flow", "bpfgate-helper@flow.service"] {

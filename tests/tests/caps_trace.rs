@@ -3,16 +3,18 @@
 //! Only the cgroups and processes of these tests are traced: the kernel looks at nothing else. The program is this test
 //! itself, started anew as [`program`].
 
+use bpfgate_client::LoadOptions;
 use bpfgate_tests::cgroup::Cgroup;
 use bpfgate_tests::cli::Ended;
 use bpfgate_tests::gate::sha256;
+use bpfgate_tests::invariants::Baseline;
 use bpfgate_tests::user::in_thread;
 use bpfgate_tests::{Gate, STRANGER, USER, Who, bin_dir, needs_root, process, sys, wait_until, workspace};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, SFlag, mknod};
 use nix::unistd::{Pid, chroot, gettid};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -31,6 +33,10 @@ const BURST: u64 = 1_000_000;
 const CROWD: u64 = 20_000;
 /// The user who may do nothing.
 const NOBODY: u32 = 23_456;
+
+/// An app whose object is relocated by the types of the kernel, which are some megabytes.
+const OF_KERNEL_TYPES: &str = "{client}\n[objects.o]\n{object:minimal_btf}\n[[objects.o.raw_tracepoint]]\n\
+                               program = \"on_exit\"\nevents = [\"sched_process_exit\"]\n";
 
 /// The capabilities that are asked for, by number.
 const CHOWN: u64 = 0;
@@ -197,10 +203,6 @@ fn watcher() -> Who {
     USER.in_groups(&[adm.gid.as_raw()])
 }
 
-fn trace(gate: &Gate, scope: &str) -> Trace {
-    Trace::start(&mut gate.cli(&watcher(), &format!("caps trace {scope} --json --stacks")))
-}
-
 fn sum<'a>(checks: impl IntoIterator<Item = &'a Value>) -> u64 {
     checks.into_iter().map(|check| check["count"].as_u64().expect("a number")).sum()
 }
@@ -213,34 +215,73 @@ fn number(said: &str, before: &str) -> u64 {
     place.and_then(|place| words[place - 1].parse().ok()).unwrap_or_else(|| panic!("no {before:?} in {said}"))
 }
 
-/// Files for the sequence: one that is root's, one that is not.
-fn files(gate: &Gate) {
-    for (name, owner) in [("roots", 0), ("mine", NOBODY)] {
-        let path = gate.dir.join(name);
-        mknod(&path, SFlag::S_IFREG, Mode::from_bits_truncate(0o644), 0).expect("a file");
-        std::os::unix::fs::chown(&path, Some(owner), Some(0)).expect("root may");
+/// A broker whose policies let a [`watcher`] trace, a cgroup for what is traced, and how things were before.
+struct Place {
+    gate: Gate,
+    cgroup: Cgroup,
+    before: Baseline,
+}
+
+impl Place {
+    fn new() -> Self {
+        let gate = Gate::start();
+        install(&gate);
+        // Files for the sequence: one that is root's, one that is not.
+        for (name, owner) in [("roots", 0), ("mine", NOBODY)] {
+            let path = gate.dir.join(name);
+            mknod(&path, SFlag::S_IFREG, Mode::from_bits_truncate(0o644), 0).expect("a file");
+            std::os::unix::fs::chown(&path, Some(owner), Some(0)).expect("root may");
+        }
+        let before = gate.baseline();
+        Self { gate, cgroup: Cgroup::new(), before }
     }
+
+    /// The program in its cgroup, before it does `what`.
+    fn program(&self, what: &str, threads: usize) -> Traced {
+        Traced::start(&self.cgroup, what, &self.gate.dir, threads)
+    }
+
+    /// The words for the cgroup as what is traced.
+    fn unit(&self) -> String {
+        format!("--unit {}", self.cgroup.path.display())
+    }
+
+    /// The command with these words.
+    fn command(&self, scope: &str) -> Command {
+        self.gate.cli(&watcher(), &format!("caps trace {scope} --json --stacks"))
+    }
+
+    fn trace(&self, scope: &str) -> Trace {
+        Trace::start(&mut self.command(scope))
+    }
+
+    /// Nothing is left of it.
+    fn end(self) {
+        drop(self.cgroup);
+        self.gate.invariants(&self.before);
+    }
+}
+
+/// How often there was a check for this capability.
+fn count(checks: &[Value], capability: u64) -> u64 {
+    sum(checks.iter().filter(|check| check["number"] == capability))
 }
 
 #[test]
 fn every_check_is_seen_with_its_thread_and_verdict_and_none_is_invented() {
     needs_root!();
-    let gate = Gate::start();
-    install(&gate);
-    files(&gate);
-    let before = gate.baseline();
-    let cgroup = Cgroup::new();
-    let traced = Traced::start(&cgroup, "sequence", &gate.dir, 2);
+    let place = Place::new();
+    let traced = place.program("sequence", 2);
     let [nobody, root] = traced.tids[..] else { panic!("two threads") };
     let pid = traced.pid();
-    let trace = trace(&gate, &format!("--unit {}", cgroup.path.display()));
+    let trace = place.trace(&place.unit());
     traced.go();
     let (checks, said) = trace.end();
 
     assert_eq!(number(&said, "checks,"), sum(&checks), "{said}");
     assert!(said.contains("none lost"), "{said}");
-    let id = fs::metadata(&cgroup.path).unwrap().ino();
-    let name = cgroup.path.file_name().unwrap().to_str().unwrap();
+    let id = fs::metadata(&place.cgroup.path).unwrap().ino();
+    let name = place.cgroup.path.file_name().unwrap().to_str().unwrap();
     for check in &checks {
         assert_eq!((check["pid"].as_u64(), check["cgroup_id"].as_u64()), (Some(pid), Some(id)), "{check}");
         assert_eq!(
@@ -305,8 +346,7 @@ fn every_check_is_seen_with_its_thread_and_verdict_and_none_is_invented() {
             _ => {}
         }
     }
-    drop(cgroup);
-    gate.invariants(&before);
+    place.end();
 }
 
 /// The policy with one way to see checks left.
@@ -329,17 +369,12 @@ fn only(gate: &Gate, program: &str) {
 #[test]
 fn every_backend_sees_the_same_checks() {
     needs_root!();
-    let gate = Gate::start();
-    install(&gate);
-    files(&gate);
-    let before = gate.baseline();
-    let cgroup = Cgroup::new();
+    let place = Place::new();
     let mut seen = Vec::new();
     for program in ["on_tracepoint", "on_fexit", "on_kprobe"] {
-        only(&gate, program);
-        let traced = Traced::start(&cgroup, "sequence", &gate.dir, 2);
-        let words = format!("caps trace --unit {} --json --stacks", cgroup.path.display());
-        let trace = match Trace::try_start(&mut gate.cli(&watcher(), &words)) {
+        only(&place.gate, program);
+        let traced = place.program("sequence", 2);
+        let trace = match Trace::try_start(&mut place.command(&place.unit())) {
             Ok(trace) => trace,
             Err(said) => {
                 println!("skipped {program}: {}", said.trim());
@@ -350,8 +385,8 @@ fn every_backend_sees_the_same_checks() {
         };
         traced.go();
         let (checks, _) = trace.end();
-        let count = |number: u64| sum(checks.iter().filter(|check| check["number"] == number));
-        assert_eq!([SYS_CHROOT, CHOWN, KILL].map(count), [3, 1, 1], "{program}: {checks:?}");
+        let counts = [SYS_CHROOT, CHOWN, KILL].map(|capability| count(&checks, capability));
+        assert_eq!(counts, [3, 1, 1], "{program}: {checks:?}");
         for check in &checks {
             assert_eq!(check["verdict"] == "unknown", program == "on_kprobe", "{program}: {check}");
             assert_ne!(check["audit"], Value::Null, "{program}: {check}");
@@ -361,27 +396,22 @@ fn every_backend_sees_the_same_checks() {
     }
     println!("{}", seen.join(", "));
     assert!(!seen.is_empty(), "none of them works here");
-    drop(cgroup);
-    gate.invariants(&before);
+    place.end();
 }
 
 /// A process is traced alone; without a look at how system calls end nothing is harmless.
 #[test]
 fn one_process_is_traced_and_no_other() {
     needs_root!();
-    let gate = Gate::start();
-    install(&gate);
-    files(&gate);
-    let before = gate.baseline();
-    let cgroup = Cgroup::new();
-    let [one, other] = [0, 1].map(|_| Traced::start(&cgroup, "sequence", &gate.dir, 2));
+    let place = Place::new();
+    let [one, other] = [0, 1].map(|_| place.program("sequence", 2));
     let pid = one.pid();
-    let trace = trace(&gate, &format!("--pid {pid} --no-outcome"));
+    let trace = place.trace(&format!("--pid {pid} --no-outcome"));
     other.go();
     // The first has changed the mode of the file: nothing is different for the second.
     one.go();
     let (checks, _) = trace.end();
-    assert!(sum(checks.iter().filter(|check| check["number"] == SYS_CHROOT)) == 3, "{checks:?}");
+    assert_eq!(count(&checks, SYS_CHROOT), 3, "{checks:?}");
     for check in &checks {
         assert_eq!(check["pid"], pid, "{check}");
         assert_ne!(check["verdict"], "harmless", "{check}");
@@ -390,38 +420,99 @@ fn one_process_is_traced_and_no_other() {
         checks.iter().any(|check| check["number"] == FSETID && check["verdict"] == "denied"),
         "{checks:?}"
     );
-    drop(cgroup);
-    gate.invariants(&before);
+    place.end();
+}
+
+/// An app is its helper, with the loader and its worker; that of another app is not looked at.
+#[test]
+fn of_an_app_its_helper_is_traced_with_its_loader() {
+    needs_root!();
+    let place = Place::new();
+    let apps = ["watched", "unwatched"];
+    for app in apps {
+        place.gate.policy(app, OF_KERNEL_TYPES);
+    }
+    let mut clients = apps.map(|app| place.gate.session(app));
+    let [helper, loader, worker] = place.gate.helper("watched").map(|process| process.pid);
+    let trace = place.trace("--app watched");
+    let instances =
+        clients.each_mut().map(|client| client.load("o", &LoadOptions::default()).expect("a load"));
+    let (checks, said) = trace.end();
+    let by = |check: &Value, pid: i32| check["pid"] == pid;
+    for check in &checks {
+        assert!([helper, loader, worker].iter().any(|pid| by(check, *pid)), "{said} {check}");
+        // None of them is refused what it needs.
+        assert!(check["verdict"] != "denied" || check["class"] != "need", "{check}");
+    }
+    // The worker takes memory for the types of the kernel; what it asks for, the helper does.
+    assert!(checks.iter().any(|check| by(check, worker)), "{said} {checks:?}");
+    let granted: BTreeSet<String> = checks
+        .iter()
+        .filter(|check| by(check, helper) && check["verdict"] == "granted" && !check["bpf"].is_null())
+        .map(|check| format!("{} {} {}", check["bpf"]["command"], check["bpf"]["type"], check["cap"]))
+        .map(|text| text.replace('"', ""))
+        .collect();
+    for what in [
+        "MAP_CREATE array CAP_BPF",
+        "PROG_LOAD raw_tracepoint CAP_BPF",
+        "PROG_LOAD raw_tracepoint CAP_PERFMON",
+    ] {
+        assert!(granted.contains(what), "{what}: {granted:?}");
+    }
+    drop((clients, instances));
+    place.end();
+}
+
+/// Only where the whole machine is the test's own: what others do is not to be watched. A container shares its kernel.
+#[test]
+fn everything_on_the_machine_is_traced_but_the_trace() {
+    needs_root!();
+    let is_container = Path::new("/run/systemd/container").exists();
+    if std::env::var_os("BPFGATE_MACHINE").is_none() || is_container {
+        println!("skipped: needs a kernel of its own, since it watches all there is (make vm-test)");
+        return;
+    }
+    let place = Place::new();
+    let elsewhere = Cgroup::new();
+    let one = place.program("sequence", 2);
+    let other = Traced::start(&elsewhere, "sequence", &place.gate.dir, 2);
+    let trace = place.trace("--all");
+    let (pids, front_end) = ([one.pid(), other.pid()], trace.child.id());
+    // In this order, each alone: the first changes the mode of a file.
+    one.go();
+    other.go();
+    let (checks, said) = trace.end();
+    println!("{}", said.trim());
+    let of = |pid: u64| checks.iter().filter(|check| check["pid"] == pid).cloned().collect::<Vec<_>>();
+    for pid in pids {
+        assert_eq!([SYS_CHROOT, KILL].map(|capability| count(&of(pid), capability)), [3, 1], "{said}");
+    }
+    assert_eq!(of(front_end.into()), [Value::Null; 0]);
+    drop(elsewhere);
+    place.end();
 }
 
 #[test]
 fn of_a_million_checks_none_is_missing() {
     needs_root!();
-    let gate = Gate::start();
-    install(&gate);
-    let before = gate.baseline();
-    let cgroup = Cgroup::new();
-    let traced = Traced::start(&cgroup, "burst", &gate.dir, 1);
-    let trace = trace(&gate, &format!("--unit {}", cgroup.path.display()));
+    let place = Place::new();
+    let traced = place.program("burst", 1);
+    let trace = place.trace(&place.unit());
     traced.go();
     let (checks, said) = trace.end();
-    let seen = sum(checks.iter().filter(|check| check["number"] == KILL));
+    let seen = count(&checks, KILL);
     println!("{BURST} checks in a burst: {seen} counted; {}", said.trim());
     assert_eq!(seen, BURST, "{said}");
     assert!(said.contains("none lost"), "{said}");
-    drop(cgroup);
-    gate.invariants(&before);
+    place.end();
 }
 
 #[test]
 fn what_finds_no_room_is_said_to_be_lost() {
     needs_root!();
-    let gate = Gate::start();
-    install(&gate);
-    let before = gate.baseline();
-    let cgroup = Cgroup::new();
-    let traced = Traced::start(&cgroup, "crowd", &gate.dir, 1);
-    let trace = trace(&gate, &format!("--unit {}", cgroup.path.display()));
+    let place = Place::new();
+    let traced = place.program("crowd", 1);
+    let trace = place.trace(&place.unit());
     // It does not come to empty the table.
     let reader = Pid::from_raw(trace.child.id().cast_signed());
     kill(reader, Signal::SIGSTOP).expect("it is ours");
@@ -432,24 +523,20 @@ fn what_finds_no_room_is_said_to_be_lost() {
     println!("{seen} checks of {CROWD} threads: {} counted, {lost} lost", sum(&checks));
     assert!(lost > 0 && seen >= CROWD, "{said}");
     assert_eq!(sum(&checks) + lost, seen, "{said}");
-    drop(cgroup);
-    gate.invariants(&before);
+    place.end();
 }
 
 /// Also when root starts it; and however it ends, nothing stays attached.
 #[test]
 fn the_front_end_holds_no_capability() {
     needs_root!();
-    let gate = Gate::start();
-    install(&gate);
-    let before = gate.baseline();
-    let cgroup = Cgroup::new();
-    let words = format!("caps trace --unit {} --json", cgroup.path.display());
+    let place = Place::new();
+    let words = format!("caps trace {} --json", place.unit());
     let adm = watcher().groups[0];
     let mut root = Command::new("setpriv");
     root.args([format!("--groups={adm}"), "--".into()]).arg(bin_dir().join("bpfgate"));
-    root.args(words.split(' ')).env("BPFGATE_SOCKET", gate.socket());
-    for command in [&mut root, &mut gate.cli(&watcher(), &words)] {
+    root.args(words.split(' ')).env("BPFGATE_SOCKET", place.gate.socket());
+    for command in [&mut root, &mut place.command(&place.unit())] {
         let mut trace = Trace::start(command);
         let pid = trace.child.id().cast_signed();
         for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
@@ -461,25 +548,22 @@ fn the_front_end_holds_no_capability() {
         }
         assert!(process::status(pid, "NoNewPrivs").iter().all(|flag| flag == "1"));
         let attached =
-            || gate.helper("cap-trace").iter().map(|helper| process::links(helper.pid)).sum::<usize>();
+            || place.gate.helper("cap-trace").iter().map(|helper| process::links(helper.pid)).sum::<usize>();
         assert_eq!(attached(), 2);
         trace.child.kill().expect("it is ours");
         trace.child.wait().expect("it is ours");
         assert!(wait_until(Duration::from_secs(1), || attached() == 0), "{} links", attached());
     }
-    drop(cgroup);
-    gate.invariants(&before);
+    place.end();
 }
 
 /// Each with what to do about it.
 #[test]
 fn who_cannot_trace_is_told_why() {
     needs_root!();
-    let gate = Gate::start();
-    install(&gate);
-    let before = gate.baseline();
+    let place = Place::new();
     let us = std::process::id();
-    let deny = |who: &Who, line: &str| Ended::of(&mut gate.cli(who, line));
+    let deny = |who: &Who, line: &str| Ended::of(&mut place.gate.cli(who, line));
     for (who, scope, code, says) in [
         (&STRANGER, format!("--pid {us}"), 1, "the group adm"),
         (&watcher(), "--unit no-such-unit".to_owned(), 1, "it does not run"),
@@ -494,12 +578,14 @@ fn who_cannot_trace_is_told_why() {
         assert!(ended.err.contains(says), "{scope}: {ended:?}");
     }
     // A policy that names another object says so, for every backend.
-    gate.edit("cap-trace", "[[client]]\nuser = 12345\nmay = [\"load\"]\n[objects.other]\n{object:minimal}\n");
-    gate.reload();
+    place
+        .gate
+        .edit("cap-trace", "[[client]]\nuser = 12345\nmay = [\"load\"]\n[objects.other]\n{object:minimal}\n");
+    place.gate.reload();
     let ended = deny(&USER, &format!("caps trace --pid {us} --duration 1s"));
     assert_eq!(ended.code, Some(1), "{ended:?}");
     for backend in ["raw tracepoint", "fexit", "kprobe"] {
         assert!(ended.err.contains(backend), "{backend}: {ended:?}");
     }
-    gate.invariants(&before);
+    place.end();
 }

@@ -2,95 +2,41 @@
 
 use bpfgate_tests::cli::Ended;
 use bpfgate_tests::process::Process;
-use bpfgate_tests::{Gate, bin_dir, needs_root, workspace};
+use bpfgate_tests::root::Root;
+use bpfgate_tests::{Gate, bin_dir, needs_root};
 use serde_json::Value;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::process::Command;
 
-/// The root directory of a machine.
-struct Machine(PathBuf);
-
-impl Machine {
-    /// One without any fault, with the units of bpfgate.
-    fn good(name: &str) -> Self {
-        let machine =
-            Self(std::env::temp_dir().join(format!("bpfgate-doctor-{}-{name}", std::process::id())));
-        for (path, text) in [
-            ("proc/sys/kernel/osrelease", "6.12.9-amd64\n"),
-            ("proc/sys/kernel/unprivileged_bpf_disabled", "2\n"),
-            ("proc/sys/kernel/perf_event_paranoid", "3\n"),
-            ("proc/sys/net/core/bpf_jit_enable", "1\n"),
-            ("sys/kernel/btf/vmlinux", ""),
-            ("sys/kernel/security/lsm", "lockdown,capability,landlock,bpf"),
-            ("sys/kernel/security/lockdown", "[none] integrity confidentiality\n"),
-            (
-                "proc/self/mountinfo",
-                "1 1 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n2 1 0:2 / /sys/fs/bpf rw - bpf bpf rw\n",
-            ),
-        ] {
-            machine.write(path, text);
-        }
-        for unit in ["bpfgate.service", "bpfgate-helper@.service"] {
-            let text = fs::read_to_string(workspace().join("systemd/units").join(unit))
-                .expect("the units are there");
-            machine.write(&format!("usr/lib/systemd/system/{unit}"), &text);
-        }
-        machine.bpffs(0o700);
-        machine
-    }
-
-    fn write(&self, path: &str, text: &str) {
-        let path = self.0.join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    }
-
-    fn bpffs(&self, mode: u32) {
-        let path = self.0.join("sys/fs/bpf");
-        fs::create_dir_all(&path).unwrap();
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-    }
-
-    fn doctor(&self, line: &str) -> Ended {
-        let mut command = Command::new(bin_dir().join("bpfgate"));
-        Ended::of(command.arg("doctor").arg("--root").arg(&self.0).args(line.split_whitespace()))
-    }
-
-    /// What is not ok, by topic and state, and the exit codes without and with --strict.
-    fn worse(&self) -> (Vec<(String, String)>, [Option<i32>; 2]) {
-        let ended = self.doctor("--json");
-        let value: Value =
-            serde_json::from_str(&ended.out).unwrap_or_else(|error| panic!("{error}: {ended:?}"));
-        let word = |line: &Value, key: &str| line[key].as_str().unwrap().to_owned();
-        let lines = value["lines"].as_array().unwrap();
-        let worse = lines.iter().filter(|line| line["state"] != "ok");
-        for line in worse.clone() {
-            assert!(line["todo"].is_string(), "nothing is said about what to do: {line}");
-        }
-        let worse = worse.map(|line| (word(line, "topic"), word(line, "state"))).collect();
-        (worse, [ended.code, self.doctor("--json --strict").code])
-    }
+fn doctor(machine: &Root, line: &str) -> Ended {
+    machine.cli(&["doctor"], line)
 }
 
-impl Drop for Machine {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+/// What is not ok, by topic and state, and the exit codes without and with --strict.
+fn worse(machine: &Root) -> (Vec<(String, String)>, [Option<i32>; 2]) {
+    let ended = doctor(machine, "--json");
+    let value: Value = serde_json::from_str(&ended.out).unwrap_or_else(|error| panic!("{error}: {ended:?}"));
+    let word = |line: &Value, key: &str| line[key].as_str().unwrap().to_owned();
+    let lines = value["lines"].as_array().unwrap();
+    let worse = lines.iter().filter(|line| line["state"] != "ok");
+    for line in worse.clone() {
+        assert!(line["todo"].is_string(), "nothing is said about what to do: {line}");
     }
+    let worse = worse.map(|line| (word(line, "topic"), word(line, "state"))).collect();
+    (worse, [ended.code, doctor(machine, "--json --strict").code])
 }
 
 #[test]
 fn a_machine_as_it_should_be_has_no_warning() {
-    let machine = Machine::good("good");
-    assert_eq!(machine.worse(), (vec![], [Some(0), Some(0)]));
-    let table = machine.doctor("");
+    let machine = Root::good("good");
+    assert_eq!(worse(&machine), (vec![], [Some(0), Some(0)]));
+    let table = doctor(&machine, "");
     assert!(table.out.starts_with("STATE  WHAT\n") && !table.out.contains("What to do"), "{table:?}");
     assert!(table.out.lines().count() < 24, "more than one screen:\n{}", table.out);
 }
 
 /// One change to a machine.
-type Change = fn(&Machine);
+type Change = fn(&Root);
 
 #[test]
 fn each_prepared_state_is_found_and_nothing_else() {
@@ -108,7 +54,7 @@ fn each_prepared_state_is_found_and_nothing_else() {
             |m| m.write("proc/sys/kernel/perf_event_paranoid", "-1\n"),
             warning("perf_event_paranoid"),
         ),
-        ("btf", |m| fs::remove_file(m.0.join("sys/kernel/btf/vmlinux")).unwrap(), warning("BTF")),
+        ("btf", |m| fs::remove_file(m.path().join("sys/kernel/btf/vmlinux")).unwrap(), warning("BTF")),
         (
             "modules",
             |m| m.write("sys/kernel/security/lsm", "lockdown,capability\n"),
@@ -119,7 +65,7 @@ fn each_prepared_state_is_found_and_nothing_else() {
             |m| m.write("sys/kernel/security/lockdown", "none integrity [confidentiality]\n"),
             warning("lockdown"),
         ),
-        ("bpffs", |m| m.bpffs(0o1777), warning("bpf file systems")),
+        ("bpffs", |m| m.directory("sys/fs/bpf", 0o1777), warning("bpf file systems")),
         (
             "cgroups",
             |m| m.write("proc/self/mountinfo", "2 1 0:2 / /sys/fs/bpf rw - bpf bpf rw\n"),
@@ -142,19 +88,19 @@ fn each_prepared_state_is_found_and_nothing_else() {
         ),
     ];
     for (name, change, expected) in cases {
-        let machine = Machine::good(name);
+        let machine = Root::good(name);
         change(&machine);
-        assert_eq!(machine.worse(), expected, "{name}");
+        assert_eq!(worse(&machine), expected, "{name}");
     }
 }
 
 #[test]
 fn what_is_wrong_is_said_with_what_to_do() {
-    let machine = Machine::good("todo");
-    machine.bpffs(0o1777);
+    let machine = Root::good("todo");
+    machine.directory("sys/fs/bpf", 0o1777);
     machine
         .write("etc/systemd/system/bpfgate.service.d/x.conf", "# mine\n[Service]\nProtectProc=invisible\n");
-    let ended = machine.doctor("");
+    let ended = doctor(&machine, "");
     assert_eq!(ended.code, Some(1), "{ended:?}");
     for words in [
         "/sys/fs/bpf has mode 1777",

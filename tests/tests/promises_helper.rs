@@ -94,11 +94,7 @@ fn outside() -> Vec<(ToHelper, Class, &'static str, serde_json::Value)> {
 #[test]
 fn promise_02_broker_and_helper_come_to_the_same_answer() {
     needs_root!();
-    let gate = Gate::start();
-    gate.policy("app", POLICY);
-    let before = gate.baseline();
-    let mut peer = Peer::start(&gate, "app");
-    let client = peer.session(&gate, 1, &USER);
+    let (gate, before, mut peer, client) = Peer::with_session();
     // Instance 1 stays; instance 2 was there.
     let mut raw = Raw::open(&gate, "app");
     for _ in 0..2 {

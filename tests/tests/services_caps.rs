@@ -1,5 +1,6 @@
 //! Services: what `bpfgate caps` and `bpfgate doctor` say of the units, under the service manager.
 
+use bpfgate_client::LoadOptions;
 use bpfgate_tests::cli::Ended;
 use bpfgate_tests::counting::policy;
 use bpfgate_tests::services;
@@ -8,8 +9,10 @@ use bpfgate_tests::{slowness, workspace};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 const APP: &str = "caps-app";
@@ -104,10 +107,30 @@ fn doctor_finds_no_fault_in_the_services() {
     drop(client);
 }
 
-/// What stands in the blocks of this kind.
-fn blocks<'t>(text: &'t str, kind: &str) -> Vec<&'t str> {
-    let begin = format!("```{kind}\n");
-    text.split(&begin).skip(1).map(|rest| rest.split_once("```\n").expect("its end").0).collect()
+/// A block of a page: what it is marked as, what it says, and what is quoted last before it.
+struct Block<'t> {
+    kind: &'t str,
+    text: &'t str,
+    named: &'t str,
+}
+
+fn blocks(page: &str) -> Vec<Block<'_>> {
+    let mut parts = page.split("```");
+    let mut all = Vec::new();
+    while let (Some(before), Some(block)) = (parts.next(), parts.next()) {
+        let (kind, text) = block.split_once('\n').expect("a kind, and lines");
+        let named = before.rsplit('`').nth(1).unwrap_or_default();
+        all.push(Block { kind, text, named });
+    }
+    all
+}
+
+/// The commands of a block with what they print.
+fn transcripts(block: &str) -> Vec<(&str, &str)> {
+    let begin = "$ bpfgate ";
+    let (first, rest) = block.split_at(begin.len());
+    assert_eq!(first, begin);
+    rest.split("\n$ bpfgate ").map(|one| one.split_once('\n').unwrap_or((one, ""))).collect()
 }
 
 /// Lines without what differs from one time to the next: numbers, and with them the width of columns.
@@ -129,34 +152,27 @@ fn alike(text: &str) -> BTreeSet<String> {
     text.lines().map(line).filter(|line| !line.is_empty()).collect()
 }
 
-/// The service of the guide, while this lives.
-struct Meter;
+/// What the pages make on their machine, while this lives.
+struct Made;
 
-impl Meter {
+impl Made {
     const DROP_IN: &str = "/etc/systemd/system/meter.service.d/capabilities.conf";
 
-    fn start(guide: &str) -> Self {
-        fs::write("/usr/local/bin/meter", blocks(guide, "python")[0]).unwrap();
-        fs::set_permissions("/usr/local/bin/meter", fs::Permissions::from_mode(0o755)).unwrap();
-        fs::write("/etc/systemd/system/meter.service", blocks(guide, "ini")[0]).unwrap();
-        Self::again();
-        Self
-    }
-
-    fn again() {
-        for words in [["daemon-reload"].as_slice(), &["restart", "meter.service"]] {
-            let done = systemctl(words);
-            assert!(done.status.success(), "{}", said(&done));
-        }
-        // The interpreter has started.
-        std::thread::sleep(Duration::from_secs(1) * slowness());
+    fn write(path: &str, text: &str) {
+        let path = Path::new(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
     }
 }
 
-impl Drop for Meter {
+impl Drop for Made {
     fn drop(&mut self) {
-        systemctl(&["stop", "meter.service"]);
-        for file in ["/usr/local/bin/meter", "/etc/systemd/system/meter.service", Self::DROP_IN] {
+        systemctl(&["stop", "meter.service", "curious.service"]);
+        let _ = Command::new("umount").arg("/run/open").status();
+        let _ = fs::remove_dir("/run/open");
+        let scripts = ["/usr/local/bin/meter", "/usr/local/bin/curious"];
+        for file in scripts.into_iter().chain(["/etc/systemd/system/meter.service", Self::DROP_IN]) {
             let _ = fs::remove_file(file);
         }
         let _ = fs::remove_dir("/etc/systemd/system/meter.service.d");
@@ -164,37 +180,117 @@ impl Drop for Meter {
     }
 }
 
-/// Runs a command of the guide as somebody in the group adm, without a capability.
-fn as_a_reader_of_logs(words: &str) -> Ended {
+/// Whether the screens of doctor tell the same of what is no matter of the kernel and its settings.
+fn same_screen(said: &str, expected: &str) -> bool {
+    const OF_MACHINE: [&str; 10] = [
+        "kernel",
+        "units of clients",
+        "BPF tokens",
+        "unprivileged_bpf_disabled",
+        "perf_event_paranoid",
+        "BTF",
+        "security modules",
+        "lockdown",
+        "cgroup v2",
+        "landlock",
+    ];
+    let said = alike(said);
+    let topic_of = |line: &str| {
+        let (_, rest) = line.split_once(' ')?;
+        OF_MACHINE.into_iter().find(|topic| rest.starts_with(topic))
+    };
+    let is_there = |line: &str| match topic_of(line) {
+        Some(topic) => said.iter().any(|line| topic_of(line) == Some(topic)),
+        None => said.contains(line),
+    };
+    alike(expected).iter().all(|line| is_there(line))
+}
+
+/// A command of somebody in the group adm, without a capability.
+fn as_a_reader_of_logs(words: &str) -> Command {
     let adm = nix::unistd::Group::from_name("adm").unwrap().expect("Debian has it").gid;
     let mut command = Command::new("setpriv");
     command.args(["--reuid=12345", "--regid=12345", &format!("--groups={adm}"), "bpfgate"]);
-    Ended::of(command.args(words.split(' ')))
+    command.args(words.split(' '));
+    command
 }
 
-/// The guide from top to bottom: what it shows of its service is what is printed, and the drop-in mends the unit.
+/// The cgroup of its unit: whatever is in there, and nothing else.
 #[test]
-fn the_recipe_of_the_guide_leads_where_it_says() {
+fn a_trace_of_an_app_is_one_of_its_unit() {
+    let services = services!();
+    services.apply_policy(APP, &xdp());
+    let mut client = services.session(APP);
+    let mut command =
+        as_a_reader_of_logs(&format!("caps trace --app {APP} --duration {}s --json", 2 * slowness()));
+    let mut trace = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut begun = String::new();
+    let mut err = BufReader::new(trace.stderr.take().unwrap());
+    err.read_line(&mut begun).unwrap();
+    assert!(begun.starts_with("bpfgate: tracing by "), "{begun}");
+    let instance = client.load("o", &LoadOptions::default()).unwrap();
+    let mut text = String::new();
+    trace.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    assert!(trace.wait().unwrap().success(), "{text}");
+    let mut checks: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let whole = checks.pop().unwrap();
+    assert!(whole["checks"].as_u64() > Some(0), "{whole}");
+    for check in &checks {
+        assert_eq!(check["unit"], helper(APP), "{check}");
+    }
+    let creates = |check: &Value| check["bpf"]["command"] == "MAP_CREATE" && check["cap"] == "CAP_BPF";
+    assert!(checks.iter().any(creates), "{text}");
+    drop((instance, client));
+}
+
+/// Follows a page from top to bottom: writes what it shows as files, runs what it says root runs, and compares what the
+/// other commands print.
+fn follow(page: &str) {
     let _services = services!();
-    let guide = fs::read_to_string(workspace().join("docs/capabilities.md")).unwrap();
-    let _meter = Meter::start(&guide);
-    let shown = blocks(&guide, "console live");
-    assert_eq!(shown.len(), 3);
-    // All are run: what stands above shows them as they should be in the guide.
-    let mut others = Vec::new();
-    for transcript in shown {
-        let (line, expected) = transcript.split_once('\n').unwrap();
-        let ended = as_a_reader_of_logs(line.strip_prefix("$ bpfgate ").unwrap());
-        assert_eq!(ended.code, Some(0), "{line}: {ended:?}");
-        println!("{line}\n{}", ended.out);
-        if alike(&ended.out) != alike(expected) {
-            others.push(line);
-        }
-        if let Some(start) = ended.out.find(&format!("# {}", Meter::DROP_IN)) {
-            fs::create_dir_all("/etc/systemd/system/meter.service.d").unwrap();
-            fs::write(Meter::DROP_IN, &ended.out[start..]).unwrap();
-            Meter::again();
+    let _made = Made;
+    let page = fs::read_to_string(workspace().join(page)).unwrap();
+    let (mut count, mut others) = (0, Vec::new());
+    for block in blocks(&page) {
+        match block.kind {
+            "python" | "ini" => Made::write(block.named, block.text),
+            "sh" => {
+                let done = Command::new("sh").args(["-ec", block.text]).output().unwrap();
+                assert!(done.status.success(), "{}: {}", block.text, said(&done));
+                // The interpreter has started.
+                std::thread::sleep(Duration::from_secs(1) * slowness());
+            }
+            "console live" => {
+                for (line, expected) in transcripts(block.text) {
+                    let ended = Ended::of(&mut as_a_reader_of_logs(line));
+                    assert_eq!(ended.code, Some(0), "{line}: {ended:?}");
+                    // All are run: this shows them as they should be on the page.
+                    println!("$ bpfgate {line}\n{}", ended.out);
+                    let is_same = match line {
+                        "doctor" => same_screen(&ended.out, expected),
+                        _ => alike(&ended.out) == alike(expected),
+                    };
+                    if !is_same {
+                        others.push(line);
+                    }
+                    if let Some(start) = ended.out.find(&format!("# {}", Made::DROP_IN)) {
+                        Made::write(Made::DROP_IN, &ended.out[start..]);
+                    }
+                    count += 1;
+                }
+            }
+            _ => {}
         }
     }
-    assert!(others.is_empty(), "the guide shows something else: {others:?}");
+    assert!(count > 0 && others.is_empty(), "of {count} commands these print something else: {others:?}");
+}
+
+/// What the guide shows of its service is what is printed, and the drop-in mends the unit.
+#[test]
+fn the_recipe_of_the_guide_leads_where_it_says() {
+    follow("docs/capabilities.md");
+}
+
+#[test]
+fn the_page_on_traces_shows_what_is_printed() {
+    follow("docs/capabilities-trace.md");
 }

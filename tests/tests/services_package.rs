@@ -47,3 +47,19 @@ fn an_upgrade_misses_no_packet() {
     assert_eq!(gate.session_again("upgrade").list().unwrap()[0].links.len(), 1, "{}", journal());
     run(&format!("rm -rf {tree} {tree}.deb"));
 }
+
+/// Pages refer to each other by their names.
+#[test]
+fn every_page_is_in_the_package() {
+    let _services = bpfgate_tests::services!();
+    let files = run(&format!("dpkg-deb --contents {}", package().display()));
+    let names: Vec<&str> = files.lines().filter_map(|line| line.split_whitespace().nth(5)).collect();
+    let mut count = 0;
+    for page in std::fs::read_dir(workspace().join("docs")).unwrap() {
+        let page = page.unwrap().file_name().into_string().unwrap();
+        let path = format!("./usr/share/doc/bpfgate/{page}");
+        assert!(names.contains(&path.as_str()), "{path} is missing:\n{files}");
+        count += 1;
+    }
+    assert!(count >= 4, "{count} pages");
+}

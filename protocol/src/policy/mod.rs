@@ -17,7 +17,7 @@ mod require;
 pub use needs::{Need, capabilities, needed};
 pub use print::Toml;
 pub use report::PolicyError;
-pub use require::Machine;
+pub use require::{Machine, kernel_version};
 
 use crate::functions::Function;
 use crate::hooks::Kind;

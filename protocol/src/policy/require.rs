@@ -19,13 +19,13 @@ impl Machine {
     /// This one. Asked before the lock-down, after which there is no system call for it.
     pub fn here() -> io::Result<Self> {
         let release = uname()?.release().to_string_lossy().into_owned();
-        let kernel = version(&release).ok_or_else(|| io::Error::other("no version of the kernel"))?;
+        let kernel = kernel_version(&release).ok_or_else(|| io::Error::other("no version of the kernel"))?;
         Ok(Self { kernel, btf: Path::new(btf::KERNEL).exists() })
     }
 }
 
 /// The first two numbers of a release such as `6.12.9-amd64`.
-fn version(release: &str) -> Option<(u32, u32)> {
+pub fn kernel_version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|text| text.parse().ok());
     Some((numbers.next()??, numbers.next()??))
 }
@@ -102,7 +102,7 @@ mod tests {
             ("x", None),
             ("", None),
         ] {
-            assert_eq!(version(release), expected, "{release}");
+            assert_eq!(kernel_version(release), expected, "{release}");
         }
         assert!(Machine::here().unwrap().kernel >= (5, 19));
     }

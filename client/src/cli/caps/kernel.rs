@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use bpfgate_protocol::demands;
+use bpfgate_protocol::policy::{Machine, kernel_version};
 
 /// A version, by the two numbers that count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -12,14 +13,12 @@ pub(crate) struct Kernel(pub(crate) demands::Kernel);
 impl Kernel {
     /// From what the kernel says of itself: `6.1.0-28-amd64`.
     pub(crate) fn of_release(release: &str) -> Option<Self> {
-        let mut numbers = release.trim().split(|c: char| !c.is_ascii_digit());
-        let mut next = || numbers.next()?.parse().ok();
-        Some(Self((next()?, next()?)))
+        kernel_version(release).map(Self)
     }
 
     /// The kernel that runs.
     pub(crate) fn here() -> Option<Self> {
-        Self::of_release(&std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?)
+        Machine::here().ok().map(|machine| Self(machine.kernel))
     }
 }
 

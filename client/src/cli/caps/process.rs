@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use bpfgate_protocol::identity::{cgroup_of, unit_of};
 use bpfgate_protocol::names::AppName;
 use serde::Serialize;
 
@@ -50,7 +51,7 @@ pub(crate) struct Process {
     pub(crate) pid: u32,
     /// None: of somebody else.
     pub(crate) role: Option<Role>,
-    /// The unit whose cgroup it is in.
+    /// The system unit that it belongs to.
     pub(crate) unit: Option<String>,
     /// Its program's name, of one of ours; else what it is called. A program that was started by its descriptor is
     /// called by the number of that before Linux 6.14.
@@ -97,9 +98,7 @@ impl Seccomp {
 impl Thread {
     /// From its `status`; none if that is not what a kernel writes.
     fn parse(status: &str) -> Option<Self> {
-        let field = |name: &str| {
-            status.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
-        };
+        let field = |name| field(status, name);
         let set = |name| CapSet::from_mask(field(name)?).ok();
         Some(Self {
             tid: field("Pid")?.parse().ok()?,
@@ -148,7 +147,7 @@ impl Process {
             .filter(|pair| pair[0] == "--policies")
             .map(|pair| PathBuf::from(&pair[1]))
             .collect();
-        let unit = fs::read_to_string(directory.join("cgroup")).ok().as_deref().and_then(unit);
+        let unit = i32::try_from(pid).ok().and_then(cgroup_of).as_deref().and_then(unit_of);
         Some(Self { pid, role, unit, name, policies, threads })
     }
 
@@ -207,34 +206,22 @@ fn role(pid: u32, words: &[String]) -> Option<Role> {
 }
 
 fn parent(pid: u32) -> Option<u32> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok())
+    status_of(pid, "PPid")?.parse().ok()
 }
 
-/// The innermost unit on the way to a cgroup.
-fn unit(cgroup: &str) -> Option<String> {
-    // Of the unified hierarchy; it stands beside others on some machines.
-    let path = cgroup.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let is_unit = |name: &&str| {
-        Path::new(name)
-            .extension()
-            .is_some_and(|kind| ["service", "scope", "socket", "mount", "swap"].iter().any(|k| kind == *k))
-    };
-    path.rsplit('/').find(is_unit).map(str::to_owned)
+/// A field of a process's `status`.
+pub(crate) fn status_of(pid: u32, name: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    field(&status, name).map(str::to_owned)
+}
+
+fn field<'s>(status: &'s str, name: &str) -> Option<&'s str> {
+    status.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn units_are_found_in_paths_of_cgroups() {
-        let unit = |path: &str| unit(&format!("1:name=systemd:/x.service\n0::{path}\n"));
-        assert_eq!(unit("/system.slice/cron.service").as_deref(), Some("cron.service"));
-        assert_eq!(unit("/a.slice/user@1.service/app.slice/x.scope/sub").as_deref(), Some("x.scope"));
-        assert_eq!(unit("/user.slice"), None);
-        assert_eq!(super::unit("1:name=systemd:/x.service\n"), None);
-    }
 
     #[test]
     fn a_thread_is_what_proc_says() {

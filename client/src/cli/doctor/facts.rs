@@ -29,14 +29,6 @@ impl Facts {
         let text = |path: &str| fs::read_to_string(root.join(path)).ok();
         let number = |path: &str| text(path)?.trim().parse().ok();
         let security = "sys/kernel/security";
-        let mounts = mounts(&text("proc/self/mountinfo").unwrap_or_default());
-        let of_kind = |wanted: &str| {
-            mounts
-                .iter()
-                .filter(|(_, kind)| kind == wanted)
-                .map(|(path, _)| path.clone())
-                .collect::<Vec<PathBuf>>()
-        };
         let mode = |path: PathBuf| {
             let below = path.strip_prefix("/").unwrap_or(&path);
             let mode = fs::metadata(root.join(below)).ok()?.permissions().mode();
@@ -51,8 +43,8 @@ impl Facts {
             modules: text(&format!("{security}/lsm"))
                 .map(|list| list.trim().split(',').map(str::to_owned).collect()),
             lockdown: text(&format!("{security}/lockdown")).as_deref().and_then(chosen),
-            bpffs: of_kind("bpf").into_iter().filter_map(mode).collect(),
-            cgroup2: of_kind("cgroup2"),
+            bpffs: mounted(root, "bpf").into_iter().filter_map(mode).collect(),
+            cgroup2: mounted(root, "cgroup2"),
         }
     }
 }
@@ -61,6 +53,13 @@ impl Facts {
 fn chosen(text: &str) -> Option<String> {
     let (_, rest) = text.split_once('[')?;
     Some(rest.split_once(']')?.0.to_owned())
+}
+
+/// Where file systems of this kind are mounted.
+pub(crate) fn mounted(root: &Path, kind: &str) -> Vec<PathBuf> {
+    let mountinfo = fs::read_to_string(root.join("proc/self/mountinfo")).unwrap_or_default();
+    let of_kind = |(path, is): (PathBuf, String)| (is == kind).then_some(path);
+    mounts(&mountinfo).into_iter().filter_map(of_kind).collect()
 }
 
 /// Mount points with their file systems. Source: proc_pid_mountinfo(5).

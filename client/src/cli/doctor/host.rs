@@ -53,10 +53,11 @@ fn kernel(facts: &Facts) -> Line {
         .filter(|row| row.since > kernel.0)
         .map(|row| format!("{} ({})", row.key, Kernel(row.since)))
         .collect();
+    // How a kernel was built, and what its security modules think, only an attempt tells.
     let missing = if later.is_empty() {
-        "every hook works".to_owned()
+        "no hook is too new for it".to_owned()
     } else {
-        format!("not yet: {}", later.join(", "))
+        format!("too new for it: {}", later.join(", "))
     };
     ok(
         WHAT,
@@ -202,7 +203,11 @@ pub(crate) fn lockdown(facts: &Facts) -> Line {
             "confidentiality: tracing programs cannot read memory of the kernel, whoever loads them",
             "boot with lockdown=integrity if they are to",
         ),
-        Some(level) => ok(WHAT, format!("{level}: no restriction for what bpfgate allows")),
+        Some("none") => ok(WHAT, "none: no restriction"),
+        Some(level) => {
+            let what = "no program may write to the memory of processes (probe_write_user), also where a policy allows it";
+            ok(WHAT, format!("{level}: {what}"))
+        }
     }
 }
 

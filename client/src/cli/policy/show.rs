@@ -263,11 +263,7 @@ fn targets(hook: &Hook) -> Vec<String> {
     let strings = |items: &[EventName]| items.iter().map(ToString::to_string).collect();
     match hook {
         Hook::Xdp { interfaces, mode } => {
-            let mode = match mode {
-                XdpMode::Native => " (native)",
-                XdpMode::Generic => " (generic)",
-                XdpMode::Any => "",
-            };
+            let mode = if *mode == XdpMode::Any { String::new() } else { format!(" ({mode})") };
             interfaces.iter().map(|interface| format!("{interface}{mode}")).collect()
         }
         Hook::Tcx { interfaces, direction, order } => {

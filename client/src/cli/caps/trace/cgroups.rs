@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bpfgate_protocol::identity::unit_of;
 
+use crate::cli::doctor::facts::mounted;
 use crate::cli::failure::Failure;
 
 /// How long to go on with what was found: looking at all of them takes some milliseconds.
@@ -23,7 +24,11 @@ pub(super) struct Cgroups {
 
 impl Cgroups {
     pub(super) fn new() -> Self {
-        Self { root: root(), paths: HashMap::new(), looked: None }
+        Self {
+            root: mounted(Path::new("/"), "cgroup2").into_iter().next(),
+            paths: HashMap::new(),
+            looked: None,
+        }
     }
 
     /// The path of a cgroup; none if nobody saw it while it was there.
@@ -106,14 +111,6 @@ pub(super) fn unit(path: &str) -> String {
 fn is_of(path: &str, name: &str) -> bool {
     let last = path.rsplit('/').next().unwrap_or_default();
     last.strip_prefix('_').unwrap_or(last) == name
-}
-
-/// Where cgroup v2 is mounted.
-fn root() -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
-    let mut mounts = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let root = mounts.find(|fields| fields.get(2) == Some(&"cgroup2"))?;
-    root.get(1).map(PathBuf::from)
 }
 
 #[cfg(test)]

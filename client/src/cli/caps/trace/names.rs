@@ -1,6 +1,9 @@
 //! Numbers of the kernel as words.
 
+use bpfgate_protocol::demands;
 use bpfgate_protocol::inspect::map_type_name;
+
+use super::super::set::CapSet;
 
 /// `enum bpf_cmd`. Source: include/uapi/linux/bpf.h, Linux 6.18.
 #[rustfmt::skip]
@@ -14,36 +17,24 @@ const COMMANDS: [&str; 38] = [
     "PROG_BIND_MAP", "TOKEN_CREATE", "PROG_STREAM_READ_BY_FD",
 ];
 
-/// `enum bpf_prog_type`, as bpftool writes the names. Source: include/uapi/linux/bpf.h, Linux 6.18.
-#[rustfmt::skip]
-const PROGRAM_TYPES: [&str; 33] = [
-    "unspec", "socket_filter", "kprobe", "sched_cls", "sched_act", "tracepoint", "xdp", "perf_event", "cgroup_skb",
-    "cgroup_sock", "lwt_in", "lwt_out", "lwt_xmit", "sock_ops", "sk_skb", "cgroup_device", "sk_msg", "raw_tracepoint",
-    "cgroup_sock_addr", "lwt_seg6local", "lirc_mode2", "sk_reuseport", "flow_dissector", "cgroup_sysctl",
-    "raw_tracepoint_writable", "cgroup_sockopt", "tracing", "struct_ops", "ext", "lsm", "sk_lookup", "syscall",
-    "netfilter",
-];
-
-fn of(names: &[&str], number: u32, unknown: &str) -> String {
-    let name = usize::try_from(number).ok().and_then(|place| names.get(place));
-    name.map_or_else(|| format!("{unknown}{number}"), |name| (*name).to_owned())
-}
-
 /// `CAP_CHOWN`; a capability that this build does not know by its number.
 pub(super) fn capability(number: u8) -> String {
-    let known = caps::all().into_iter().find(|capability| capability.index() == number);
-    known.map_or_else(|| format!("CAP_{number}"), |capability| capability.to_string())
+    1_u64.checked_shl(number.into()).map_or_else(|| format!("cap_{number}"), |mask| CapSet(mask).list())
 }
 
 /// The command of bpf(2), without `BPF_`.
 pub(super) fn bpf_command(number: u32) -> String {
-    of(&COMMANDS, number, "command ")
+    let name = usize::try_from(number).ok().and_then(|place| COMMANDS.get(place));
+    name.map_or_else(|| format!("command {number}"), |name| (*name).to_owned())
 }
 
 /// What a command makes: a type of programs or of maps.
 pub(super) fn bpf_type(command: u32, number: u32) -> String {
     const MAP_CREATE: u32 = 0;
-    if command == MAP_CREATE { map_type_name(number) } else { of(&PROGRAM_TYPES, number, "type_") }
+    if command == MAP_CREATE {
+        return map_type_name(number);
+    }
+    demands::program(number).map_or_else(|| format!("type_{number}"), |row| row.name.to_owned())
 }
 
 /// A system call; one of a 32-bit program by its number, which is another there.
@@ -67,7 +58,8 @@ mod tests {
             (21, "CAP_SYS_ADMIN"),
             (39, "CAP_BPF"),
             (40, "CAP_CHECKPOINT_RESTORE"),
-            (41, "CAP_41"),
+            (41, "cap_41"),
+            (64, "cap_64"),
         ] {
             assert_eq!(capability(number), name);
         }

@@ -1,9 +1,8 @@
 //! Whose checks are traced. The program in the kernel looks at nothing else.
 
-use std::fs;
-
 use bpfgate_protocol::names::AppName;
 
+use super::super::process::{Process, Role, status_of};
 use super::cgroups::Cgroups;
 use crate::cli::failure::Failure;
 
@@ -58,7 +57,7 @@ impl Scope {
 
 /// The kernel knows a thread by its process: the id of a thread would match nothing.
 fn is_process(pid: u32) -> Result<(), Failure> {
-    match field(pid, "Tgid:").and_then(|text| text.parse::<u32>().ok()) {
+    match status_of(pid, "Tgid").and_then(|text| text.parse::<u32>().ok()) {
         Some(process) if process == pid => Ok(()),
         Some(process) => {
             Err(Failure::Usage(format!("{pid} is a thread of process {process}: say --pid {process}")))
@@ -73,18 +72,8 @@ fn of_app(app: &str, cgroups: &mut Cgroups) -> Result<Target, Failure> {
     if let Ok(id) = cgroups.of_unit(&format!("bpfgate-helper@{app}.service")) {
         return Ok(Target::Cgroup(id));
     }
-    let all: Vec<u32> =
-        fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
-    let mut found: Vec<u32> = all.iter().copied().filter(|pid| is_helper(*pid, &app)).collect();
-    // Loader and worker: children and grandchildren.
-    let mut next = 0;
-    while let Some(parent) = found.get(next).copied() {
-        let child = |pid: &u32| field(*pid, "PPid:").and_then(|text| text.parse().ok()) == Some(parent);
-        let children: Vec<u32> =
-            all.iter().copied().filter(child).filter(|pid| !found.contains(pid)).collect();
-        found.extend(children);
-        next += 1;
-    }
+    let is_its = |process: &Process| process.role.as_ref().and_then(Role::app) == Some(&app);
+    let mut found: Vec<u32> = Process::all()?.into_iter().filter(is_its).map(|process| process.pid).collect();
     if found.is_empty() {
         let why =
             format!("no helper of app {app} runs: use the app first, for example with `bpfgate list {app}`");
@@ -92,18 +81,6 @@ fn of_app(app: &str, cgroups: &mut Cgroups) -> Result<Target, Failure> {
     }
     found.truncate(MOST);
     Ok(Target::Processes(found))
-}
-
-fn is_helper(pid: u32, app: &AppName) -> bool {
-    let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let mut words = line.split('\0');
-    let program = words.next().and_then(|path| path.rsplit('/').next());
-    program == Some("bpfgate-helper") && words.next() == Some(app.as_str())
-}
-
-fn field(pid: u32, name: &str) -> Option<String> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned())
 }
 
 #[cfg(test)]
