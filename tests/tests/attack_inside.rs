@@ -374,8 +374,7 @@ impl Scene {
         let pid = match target {
             Target::Spawner => self.gate.find(&Role::Spawner).map(|spawner| spawner.pid),
             Target::Broker => Some(self.gate.broker.pid),
-            // For whom there is none any more there is nobody either.
-            Target::Helper => Some(helper("app").unwrap_or(0)),
+            Target::Helper => helper("app"),
             Target::OtherHelper => helper("other"),
             Target::Loader => Some(self.gate.helper("app")[1].pid),
         };
@@ -384,6 +383,8 @@ impl Scene {
 
     /// Has a process make a call; gives what comes of it, when nothing is left of it.
     fn attempt(&mut self, victim: Victim, call: &Call) -> Fate {
+        // Whoever it is, the helper is there to be done something to.
+        self.victim(Victim::Helper);
         let process = self.victim(victim);
         let numbers: Vec<Option<u64>> = call
             .arguments
@@ -516,7 +517,7 @@ const LINK_CREATE: u64 = 28;
 /// The index of every network namespace's own interface.
 const LOOPBACK: u64 = 1;
 
-/// `r0 = 2; exit`: as XDP, lets packets pass.
+/// `r0 = 2; exit`: as XDP it lets packets pass.
 const PASS: &[u64] = &[0xb7 | 2 << 32, 0x95];
 
 /// `bpf_send_signal(0)`, which takes a grant.
@@ -625,13 +626,13 @@ fn a_helper_can_load_what_its_capabilities_allow() {
     gate.invariants(&before);
 }
 
-/// A message without a byte of its own: `struct msghdr`, with an address, one byte, and a descriptor.
+/// `struct msghdr` of one byte and a descriptor, to an address if there is one.
 fn message(taken: &mut Taken, address: &[u8], descriptor: u64) -> u64 {
     let name = taken.put(address);
     let byte = taken.put(b"x");
     let bytes = |words: &[u64]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
     let part = taken.put(&bytes(&[byte, 1]));
-    // struct cmsghdr: 20 bytes, SOL_SOCKET, SCM_RIGHTS
+    // struct cmsghdr: 20 bytes, SOL_SOCKET, SCM_RIGHTS.
     let rights = taken.put(&bytes(&[20, 1 | 1 << 32, descriptor]));
     let name = if address.is_empty() { 0 } else { name };
     taken.put(&bytes(&[name, address.len() as u64, part, 1, rights, 24, 0]))
