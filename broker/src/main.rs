@@ -27,9 +27,12 @@ use bpfgate_protocol::messages::helper::Sandbox;
 use bpfgate_protocol::policy::{Machine, file};
 use bpfgate_systemd::manager::Manager;
 use clap::Parser;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::fstat;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 /// The broker of bpfgate: hands eBPF maps to apps that hold no capability.
@@ -85,6 +88,7 @@ fn run(mut arguments: Arguments) -> Result<(), Fatal> {
     process::tame(u64::MAX)?;
     fit(&mut arguments)?;
     let place = arguments.audit.as_deref().unwrap_or(if arguments.standalone { "-" } else { "journal" });
+    only_append().step("standard output and error")?;
     let audit = Audit::open(&place.into())?;
     let generations = Generations::first(&arguments.policies).step("reading /etc/passwd and /etc/group")?;
     let (doors, starter, manager, user) = if arguments.standalone {
@@ -121,6 +125,19 @@ fn run(mut arguments: Arguments) -> Result<(), Fatal> {
     let here = Here { sandbox, machine, units };
     let parts = Parts { doors, generations, hangups, starter, manager, audit, here };
     Server::new(&arguments, parts).step("starting to serve")?.run()
+}
+
+/// Where standard output and error are files, what stands there stays: records and lines of the log are added at their end,
+/// wherever in the file whoever has taken over this process or a loader wants to write.
+fn only_append() -> nix::Result<()> {
+    for fd in [std::io::stdout().as_fd(), std::io::stderr().as_fd()] {
+        let is_file = fstat(fd).is_ok_and(|there| there.st_mode & libc::S_IFMT == libc::S_IFREG);
+        if is_file {
+            let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+            fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_APPEND))?;
+        }
+    }
+    Ok(())
 }
 
 /// Descriptors beside those of connections: channels to helpers, what is on its way to clients, files of policies.

@@ -8,6 +8,8 @@ use bpfgate_protocol::pidfd;
 const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
 #[allow(clippy::cast_possible_truncation)] // an ioctl number has 32 bits
 const TIOCOUTQ: u32 = libc::TIOCOUTQ as u32;
+#[allow(clippy::cast_possible_truncation)]
+const FIONBIO: u32 = libc::FIONBIO as u32;
 
 /// Flags of open(2) that change something; landlock before ABI 3 lets `O_TRUNC` through.
 const WRITING: u64 = (libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND) as u64;
@@ -27,8 +29,8 @@ pub(crate) fn rows(service: bool) -> Vec<Row> {
         row!(close, SYS_close, When::Always, "descriptors"),
         row!(getsockopt, SYS_getsockopt, When::Always, "who a client is; the kind of a helper's channel"),
         row!(getsockname, SYS_getsockname, When::Always, "the kind of a helper's channel"),
-        row!(fcntl, SYS_fcntl, When::OneOf(1, &[libc::F_SETFD as u32, libc::F_GETFD as u32, libc::F_SETFL as u32]), "descriptors from the spawner"),
-        row!(ioctl, SYS_ioctl, When::OneOf(1, &[TIOCOUTQ, pidfd::GET_INFO]), "whether a client has read its last descriptors; its cgroup"),
+        row!(fcntl, SYS_fcntl, When::OneOf(1, &[libc::F_SETFD as u32, libc::F_GETFD as u32]), "descriptors from the spawner"),
+        row!(ioctl, SYS_ioctl, When::OneOf(1, &[TIOCOUTQ, FIONBIO, pidfd::GET_INFO]), "whether a client has read its last descriptors; channels of helpers; a client's cgroup"),
         row!(poll, SYS_poll, When::Always, "whether the process of a client has ended"),
         row!(readlink, SYS_readlink, When::Always, "which start of its unit a client belongs to"),
         row!(openat, SYS_openat, When::Without(2, WRITING), "policies and accounts; landlock refuses everything else"),

@@ -139,13 +139,21 @@ fn interface(inventory: &Inventory, name: &InterfaceName) -> Result<u32, Refusal
     })
 }
 
+/// Who may be the reason when somebody with all capabilities that a call needs is denied it.
+pub(crate) fn forbidden(errno: Errno) -> &'static str {
+    match errno {
+        Errno::EPERM | Errno::EACCES => "; a security module of the kernel or its lockdown may forbid it",
+        _ => "",
+    }
+}
+
 fn link(program: &ProgramName, target: &Target, made: Result<OwnedFd, Errno>) -> Result<Attached, Refusal> {
     made.map(Attached::from).map_err(|errno| {
         let hint = match errno {
             Errno::EBUSY | Errno::EEXIST => "; another program is attached there",
             Errno::ESRCH => "; the kernel has no such function, or none that can be traced",
             Errno::EINVAL | Errno::EOPNOTSUPP => "; this kernel or this driver cannot do it",
-            _ => "",
+            other => forbidden(other),
         };
         let why = format!("the kernel does not attach program {program} to {target}: {}{hint}", errno.desc());
         Refusal::kernel_because("BPF_LINK_CREATE", errno as i32, why)

@@ -86,8 +86,10 @@ pub(crate) struct Inventory {
 
 impl Inventory {
     pub(crate) fn open(policy: &Policy, mut prepared: Prepared) -> Result<Self, Fatal> {
+        // Of a kind that sends nothing before it is connected: on one for datagrams whoever takes this process over could
+        // send what it likes, descriptors too, to every socket of the machine that has a path.
         let network =
-            socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).step("a socket")?;
+            socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).step("a socket")?;
         let mut inventory = Self {
             objects: BTreeMap::new(),
             cgroups: BTreeMap::new(),

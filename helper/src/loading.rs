@@ -2,6 +2,7 @@
 //! made. The loader is believed nothing: it says which of the permitted programs it means, and everything
 //! else is read from the bytes it sent.
 
+use crate::attach::forbidden;
 use crate::inventory::Inventory;
 use crate::loader::Loader;
 use crate::maps::{Issued, Map};
@@ -225,7 +226,8 @@ impl Transaction<'_> {
                 (ToLoader::MapCreated { handle }, Carry::NewestMap)
             }
             Err(error) => {
-                let why = format!("the kernel refuses map {}: {}", printable(&map.name, 16), error.desc());
+                let (name, hint) = (printable(&map.name, 16), forbidden(error));
+                let why = format!("the kernel refuses map {name}: {}{hint}", error.desc());
                 let refusal = Refusal::kernel_because("BPF_MAP_CREATE", error as i32, why);
                 self.refuse(purpose, refusal, error as i32)
             }
@@ -397,7 +399,9 @@ impl Transaction<'_> {
             let name = name.unwrap_or_default();
             let why = format!("the kernel refuses program {name}: {}", error.desc());
             let mut refusal = Refusal::kernel_because("BPF_PROG_LOAD", error as i32, why);
-            if !log.is_empty() {
+            if log.is_empty() {
+                refusal.why.push_str(forbidden(error));
+            } else {
                 refusal.class = Class::Verifier;
                 refusal.why.push_str("; the log of the verifier says why");
             }

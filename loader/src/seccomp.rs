@@ -12,6 +12,13 @@ const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
 /// app, and needs no capability.
 const BPF: &[u32] = &[cmd::MAP_UPDATE_ELEM];
 
+/// What fork of the C library says to clone(2): no namespace, no thread.
+const FORK: &[u32] = &[(libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID | libc::SIGCHLD) as u32];
+
+/// The worker dies with its parent, cannot be looked into, and gets no new privileges.
+const START: &[u32] =
+    &[libc::PR_SET_PDEATHSIG as u32, libc::PR_SET_DUMPABLE as u32, libc::PR_SET_NO_NEW_PRIVS as u32];
+
 /// Those of the worker, which runs libbpf.
 pub(crate) fn worker() -> Vec<Row> {
     vec![
@@ -86,14 +93,14 @@ pub(crate) fn worker() -> Vec<Row> {
 pub(crate) fn parent() -> Vec<Row> {
     let mut rows = worker();
     rows.extend([
-        row!(clone, SYS_clone, When::Always, "forks the worker"),
+        row!(clone, SYS_clone, When::OneOf(0, FORK), "forks the worker"),
         row!(set_robust_list, SYS_set_robust_list, When::Always, "fork of the C library"),
         row!(rseq, SYS_rseq, When::Always, "fork of the C library"),
         row!(wait4, SYS_wait4, When::Always, "waits for the worker"),
         row!(kill, SYS_kill, When::Always, "ends a late worker; landlock keeps the signal among our own"),
         row!(ppoll, SYS_ppoll, When::Always, "waits for worker and helper"),
         row!(pipe2, SYS_pipe2, When::Always, "tells when the worker ends"),
-        row!(prctl, SYS_prctl, When::Always, "the worker's start"),
+        row!(prctl, SYS_prctl, When::OneOf(0, START), "the worker's start"),
         row!(seccomp, SYS_seccomp, When::Always, "the worker's filter"),
         row!(getppid, SYS_getppid, When::Always, "the worker dies with its parent"),
         row!(getsockopt, SYS_getsockopt, When::Always, "the worker checks its channel"),

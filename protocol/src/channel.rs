@@ -195,9 +195,13 @@ impl Channel {
     }
 
     /// From now on nothing waits: [`ChannelError::NotNow`] instead.
+    ///
+    /// By ioctl(2), which does this and nothing else: who may set flags by fcntl(2) may also take `O_APPEND` off the file
+    /// with the records.
     pub fn set_nonblocking(&self) -> io::Result<()> {
-        use nix::fcntl::{FcntlArg, OFlag, fcntl};
-        fcntl(&self.socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        let on: libc::c_int = 1;
+        // SAFETY: the kernel reads one int.
+        Errno::result(unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::FIONBIO, &raw const on) })?;
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`gate`] | [`Gate`]: a broker with its directory, policies, network and processes |
+//! | [`inject`] | calls that a running process makes because the test wants it |
 //! | [`invariants`] | what must be true after every case, checked by one function |
 //! | [`census`] | the programs, maps, links and types that the kernel holds |
 //! | [`demands`] | which capabilities the running kernel demands for each type of program and map |
@@ -32,6 +33,7 @@ pub mod cli;
 pub mod counting;
 pub mod demands;
 pub mod gate;
+pub mod inject;
 pub mod invariants;
 pub mod network;
 pub mod peer;

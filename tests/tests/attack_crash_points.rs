@@ -421,3 +421,36 @@ fn a_policy_that_cannot_be_read_takes_nothing_away() {
         assert_eq!(scene.gate.left_in_kernel(&scene.before, 3 * SOON), BTreeSet::default());
     }
 }
+
+/// KRN-07: as a security module does it, commands of bpf(2) are denied, all of a request or all but the first ones. Whoever
+/// reads the answer is told what may be the reason.
+#[test]
+fn a_command_that_is_denied_costs_one_request_and_is_explained() {
+    needs_root!();
+    let gate = Gate::start();
+    gate.policy("app", &format!("{WITH_MAP}{LIMITS}"));
+    let before = gate.baseline();
+    let mut raw = Raw::open(&gate, "app");
+    let instance = raw.load("o");
+    let [helper, ..] = gate.helper("app");
+    let load = json!({"object": "o"});
+    let attach = json!({"instance": instance, "program": "pass"});
+    for (method, parameters, commands) in [("Load", &load, 1..=3), ("Attach", &attach, 1..=1)] {
+        for first in commands {
+            let inject = format!("inject=bpf:error=EACCES:syscall=getpid:when={first}+");
+            let strace = Strace::attach(helper.pid, &["-e".to_owned(), inject], &gate.dir);
+            let said = raw.call(method, parameters);
+            let trace = strace.end();
+            assert!(trace.contains("(INJECTED"), "{method} makes no command {first}: {trace}");
+            let refused = said.unwrap_err();
+            assert_eq!(refused.error, "io.bpfgate.Kernel", "{refused:?}\n{trace}");
+            assert_eq!(refused.parameters["errno"], libc::EACCES, "{refused:?}");
+            let message = refused.parameters["message"].as_str().unwrap();
+            assert!(message.contains("a security module"), "{message}");
+        }
+        // And then not any more.
+        raw.done(method, parameters);
+    }
+    drop(raw);
+    gate.invariants(&before);
+}

@@ -50,10 +50,6 @@ fn fate(filters: &[bpfgate_lockdown::syscalls::Filters], call: Call) -> Fate {
 /// Nonsense that a row allows, but for arguments that matter.
 fn arguments(row: &Row) -> [u64; 6] {
     let mut all = [NONSENSE; 6];
-    // Of the flags of a clone that do not go together, so that no process is made.
-    if row.name == "clone" {
-        all[0] = libc::CLONE_THREAD as u64;
-    }
     match row.when {
         When::OneOf(argument, values) => all[usize::from(argument)] = values[0].into(),
         When::Without(argument, bits) => all[usize::from(argument)] &= !bits,
