@@ -169,7 +169,9 @@ impl Made {
 impl Drop for Made {
     fn drop(&mut self) {
         systemctl(&["stop", "meter.service", "curious.service"]);
-        let _ = Command::new("umount").arg("/run/open").status();
+        if Path::new("/run/open").exists() {
+            let _ = Command::new("umount").arg("/run/open").status();
+        }
         let _ = fs::remove_dir("/run/open");
         let scripts = ["/usr/local/bin/meter", "/usr/local/bin/curious"];
         for file in scripts.into_iter().chain(["/etc/systemd/system/meter.service", Self::DROP_IN]) {
