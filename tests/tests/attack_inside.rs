@@ -247,10 +247,11 @@ const ROWS: &[Row] = &[
     Row { id: "SBX-20", what: "reads the policy of another app", fates: [Works, EACCES, EACCES, EACCES], calls: &[
         call("openat", libc::SYS_openat, &[HERE, Below("policies/other.toml")]),
     ]},
-    Row { id: "SBX-20", what: "reads what root alone may read; an object; a directory; its own memory as a file; the environment of another process", fates: [EACCES; 4], calls: &[
+    Row { id: "SBX-20", what: "opens what root alone may read; an object; a directory; the broker's socket; its own memory as a file; the environment of another process", fates: [EACCES; 4], calls: &[
         call("openat", libc::SYS_openat, &[HERE, Path("/etc/shadow")]),
         call("openat", libc::SYS_openat, &[HERE, Below("objects/minimal.bpf.o")]),
         call("openat", libc::SYS_openat, &[HERE, Path("/"), N(libc::O_DIRECTORY as u64)]),
+        call("openat", libc::SYS_openat, &[HERE, Below("socket")]),
         call("openat", libc::SYS_openat, &[HERE, Path("/proc/self/mem")]),
         call("openat", libc::SYS_openat, &[HERE, Path("/proc/1/environ")]),
     ]},
@@ -299,6 +300,9 @@ const ROWS: &[Row] = &[
     Row { id: "SBX-25", what: "lets its own user look into it", fates: [Killed, Killed, Works, Killed], calls: &[
         call("prctl(PR_SET_DUMPABLE)", libc::SYS_prctl, &[N(libc::PR_SET_DUMPABLE as u64), N(1)]),
         call("prctl(PR_SET_DUMPABLE)", libc::SYS_prctl, &[N(libc::PR_SET_DUMPABLE as u64), N(0)]),
+    ]},
+    Row { id: "SBX-25", what: "outlives its parent", fates: [Killed, Killed, Works, Killed], calls: &[
+        call("prctl(PR_SET_PDEATHSIG)", libc::SYS_prctl, &[N(libc::PR_SET_PDEATHSIG as u64)]),
     ]},
     Row { id: "SBX-25", what: "changes limits", fates: [Killed, Killed, EACCES, EACCES], calls: &[
         call("prlimit64", libc::SYS_prlimit64, &[N(0), N(0), Zeros]),
