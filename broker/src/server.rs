@@ -677,11 +677,12 @@ impl Server {
             }
             _ => None,
         };
+        let message = ToHelper::Ask { session: session.id, verb };
+        self.audit.has_room(message.row().name).map_err(with)?;
         let request = self.audit.request_id();
         let asker = Asker { connection: number, peer: session.peer.clone(), request, oneway };
         let (policy, generation) = (permit.policy().clone(), self.generations.in_force().number);
         let tag = Tag { asker: Some(asker), subject: std::mem::take(subject), policy, generation };
-        let message = ToHelper::Ask { session: session.id, verb };
         helper.push(Request { message, fds: fd.into_iter().collect(), tag });
         connection.busy = true;
         self.pass_on(helper_number);
