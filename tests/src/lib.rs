@@ -17,6 +17,7 @@
 //! | [`roles`] | the lists of system calls of each process |
 //! | [`second`] | another broker beside the gate's, started otherwise |
 //! | [`user`] | threads that are somebody else |
+//! | [`waits`] | how long requests take, and whether something else makes them longer |
 //! | [`services`] | bpfgate under a running systemd |
 //! | [`strace`] | what processes call, and calls that fail |
 //! | [`sys`] | every unsafe block |
@@ -43,6 +44,7 @@ pub mod services;
 pub mod strace;
 pub mod sys;
 pub mod user;
+pub mod waits;
 mod witness;
 
 pub use gate::{Gate, bin_dir, bpf_object, workspace};
@@ -57,6 +59,11 @@ pub const SOON: Duration = Duration::from_secs(1);
 /// How many times slower than an ordinary machine this one is, such as one that is emulated.
 pub fn slowness() -> u32 {
     std::env::var("BPFGATE_SLOW").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+/// Whether attacks run at their full length, which takes hours: with `BPFGATE_ATTACK=all`. Otherwise a part of each does.
+pub fn all_attacks() -> bool {
+    std::env::var_os("BPFGATE_ATTACK").is_some_and(|which| which == "all")
 }
 
 /// Waits until `done`; whether it came to that within `limit`, on an ordinary machine.
