@@ -18,8 +18,9 @@ use std::time::{Duration, Instant};
 
 /// The first is for warming up.
 const ROUNDS: u32 = 5;
-/// An app whose helper was killed is served again after this time, on an ordinary machine.
-const RECOVERY: Duration = Duration::from_secs(3);
+/// An app whose helper was killed is served again after this time, on an ordinary machine. Who is killed before he is ready
+/// did not start: after some of these in a row the broker waits for five seconds. broker/src/starter.rs says so.
+const RECOVERY: Duration = Duration::from_secs(6);
 /// Between two loads of a user. The kernel frees programs some time after they were let go of, one at a time, and whoever
 /// starts a process with a seccomp filter meanwhile waits for that, which is a program too: after a thousand loads a second
 /// for some seconds. What keeps an app from this is `loads_per_minute`, which is set high here.
