@@ -5,6 +5,7 @@
 
 mod journal;
 mod limit;
+mod lines;
 
 use bpfgate_lockdown::{Fatal, Step};
 use bpfgate_protocol::identity::Peer;
@@ -12,12 +13,13 @@ use bpfgate_protocol::messages::helper::{MapInfo, Outcome, Target, Verb};
 use bpfgate_protocol::refusal::{Refusal, is_active, one_line};
 use journal::Journal;
 use limit::{Fields, Limit};
+use lines::Lines;
+use nix::errno::Errno;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::hash::{BuildHasher, RandomState};
-use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime};
@@ -45,8 +47,7 @@ impl From<&str> for Place {
 
 enum Sink {
     Journal(Journal),
-    Output,
-    File(File),
+    Lines(Lines),
 }
 
 pub(crate) struct Audit {
@@ -151,6 +152,9 @@ impl Subject {
     }
 }
 
+/// Requests that give somebody something that lasts.
+const GIVING: [&str; 3] = ["Load", "Attach", "Map"];
+
 /// What was decided.
 #[derive(Debug, Serialize)]
 pub(crate) struct Record<'a> {
@@ -222,11 +226,7 @@ impl<'a> Record<'a> {
     /// Always written, however many there are: what gave somebody something that lasts, and what policies changed. All
     /// else costs those who ask nothing.
     fn is_kept(&self) -> bool {
-        match self.verb {
-            "Load" | "Attach" | "Map" => self.verdict == "allowed",
-            "Reload" | "End" => true,
-            _ => false,
-        }
+        matches!(self.verb, "Reload" | "End") || (self.verdict == "allowed" && GIVING.contains(&self.verb))
     }
 }
 
@@ -242,18 +242,18 @@ fn plain(value: &mut Value) {
 impl Audit {
     pub(crate) fn open(place: &Place) -> Result<Self, Fatal> {
         let sink = match place {
-            Place::Output => Sink::Output,
+            Place::Output => Sink::Lines(Lines::to(None)),
             Place::Journal => match Journal::connect() {
                 Ok(journal) => Sink::Journal(journal),
                 Err(error) => {
                     log::warn!("audit records go to standard output: the journal's socket: {error}");
-                    Sink::Output
+                    Sink::Lines(Lines::to(None))
                 }
             },
             Place::File(path) => {
                 let step = format!("opening {}", path.display());
                 let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path);
-                Sink::File(file.step(&step)?)
+                Sink::Lines(Lines::to(Some(file.step(&step)?)))
             }
         };
         Ok(Self { sink, limit: Limit::new(Instant::now()), key: RandomState::new(), count: 0 })
@@ -265,7 +265,8 @@ impl Audit {
         format!("{:016x}", self.key.hash_one(self.count))
     }
 
-    /// Writes a record, or counts it, in a flood. A decision that cannot be recorded is an error of the whole process.
+    /// Writes a record, or counts it, in a flood. What there is no room for is written later; any other failure is an error
+    /// of the whole process.
     pub(crate) fn write(&mut self, record: &Record<'_>) -> Result<(), Fatal> {
         let uid = record.who.as_ref().map(|who| who.uid);
         let Value::Object(mut fields) = serde_json::to_value(record).step("an audit record")? else {
@@ -276,40 +277,64 @@ impl Audit {
         let line = line(&fields)?;
         if let Some(uid) = uid.filter(|_| !record.is_kept()) {
             let now = Instant::now();
-            if !self.limit.admits(uid, line.len(), now) {
+            if self.full().is_some() || !self.limit.admits(uid, line.len(), now) {
                 self.limit.suppress(uid, fields, now);
                 return Ok(());
             }
         }
-        self.put(&fields, &line)
+        self.put(&fields, line)
+    }
+
+    /// Whether what this request gives could be recorded. It is asked before a helper is: what is not on record is not
+    /// given.
+    pub(crate) fn has_room(&self, verb: &str) -> Result<(), Refusal> {
+        let Some(errno) = self.full().filter(|_| GIVING.contains(&verb)) else { return Ok(()) };
+        let why = format!(
+            "the broker cannot write its audit records ({}), and gives nothing without one: make room where they are written",
+            errno.desc()
+        );
+        Err(Refusal::kernel_because("write", errno as i32, why))
+    }
+
+    fn full(&self) -> Option<Errno> {
+        match &self.sink {
+            Sink::Journal(_) => None,
+            Sink::Lines(lines) => lines.full(),
+        }
     }
 
     /// When to call [`Audit::summarize`].
     pub(crate) fn due(&self) -> Option<Instant> {
-        self.limit.due()
+        match &self.sink {
+            Sink::Lines(lines) if lines.full().is_some() => lines.due(),
+            _ => self.limit.due(),
+        }
     }
 
-    /// Writes how many records a flood had, and its last one.
+    /// Writes how many records a flood had, and its last one; before that, what there was no room for.
     pub(crate) fn summarize(&mut self, now: Instant) -> Result<(), Fatal> {
-        if self.limit.due().is_none_or(|due| now < due) {
+        if let Sink::Lines(lines) = &mut self.sink {
+            lines.try_again(now)?;
+        }
+        // Until there is room they go on being counted.
+        if self.full().is_some() || self.limit.due().is_none_or(|due| now < due) {
             return Ok(());
         }
         for mut fields in self.limit.summaries(now) {
             fields.entry("audit").or_insert_with(|| time().into());
             let line = line(&fields)?;
-            self.put(&fields, &line)?;
+            self.put(&fields, line)?;
         }
         Ok(())
     }
 
-    fn put(&mut self, fields: &Fields, line: &[u8]) -> Result<(), Fatal> {
+    fn put(&mut self, fields: &Fields, line: Vec<u8>) -> Result<(), Fatal> {
         match &mut self.sink {
             Sink::Journal(journal) => {
                 journal.send(fields);
                 Ok(())
             }
-            Sink::File(file) => file.write_all(line).step("writing an audit record"),
-            Sink::Output => std::io::stdout().lock().write_all(line).step("writing an audit record"),
+            Sink::Lines(lines) => lines.put(line, Instant::now()),
         }
     }
 }

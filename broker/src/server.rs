@@ -251,36 +251,34 @@ impl Server {
 
     // ---- clients ----
 
+    /// Lets one client in, or sends it away. One at a time: whoever is inside comes next, however many are at the door.
     fn accept(&mut self, name: u64) {
-        // A few at a time, so that a crowd at the door keeps nobody inside waiting.
-        for _ in 0..64 {
-            let Some(door) = self.doors.iter_mut().find(|door| door.name == name) else { return };
-            // The administrator gets in, however many clients there are.
-            if self.connections.len() >= self.max_connections && name == CLIENTS {
-                door.open = self.epoll.delete(&door.listener).is_err();
-                return;
-            }
-            let Ok((stream, _)) = door.listener.accept() else { return };
-            let Ok(credentials) = getsockopt(&stream, sockopt::PeerCredentials) else { continue };
-            let uid = credentials.uid();
-            let who = (uid, name == ADMIN);
-            let count = self.per_user.entry(who).or_default();
-            if *count >= self.max_per_user {
-                let limit = self.max_per_user;
-                let refusal = Refusal::quota(format!("user {uid} has {limit} connections already"));
-                self.refuse_at_the_door(&stream.into(), &refusal);
-                continue;
-            }
-            *count += 1;
-            let number = self.number();
-            let connection = Connection::new(stream.into(), uid, name == ADMIN);
-            let event = EpollEvent::new(connection.interest, number);
-            if self.epoll.add(connection.socket(), event).is_ok() {
-                self.connections.insert(number, connection);
-                self.settle(number);
-            } else {
-                self.leave(who);
-            }
+        let Some(door) = self.doors.iter_mut().find(|door| door.name == name) else { return };
+        // The administrator gets in, however many clients there are.
+        if self.connections.len() >= self.max_connections && name == CLIENTS {
+            door.open = self.epoll.delete(&door.listener).is_err();
+            return;
+        }
+        let Ok((stream, _)) = door.listener.accept() else { return };
+        let Ok(credentials) = getsockopt(&stream, sockopt::PeerCredentials) else { return };
+        let uid = credentials.uid();
+        let who = (uid, name == ADMIN);
+        let count = self.per_user.entry(who).or_default();
+        if *count >= self.max_per_user {
+            let limit = self.max_per_user;
+            let refusal = Refusal::quota(format!("user {uid} has {limit} connections already"));
+            self.refuse_at_the_door(&stream.into(), &refusal);
+            return;
+        }
+        *count += 1;
+        let number = self.number();
+        let connection = Connection::new(stream.into(), uid, name == ADMIN);
+        let event = EpollEvent::new(connection.interest, number);
+        if self.epoll.add(connection.socket(), event).is_ok() {
+            self.connections.insert(number, connection);
+            self.settle(number);
+        } else {
+            self.leave(who);
         }
     }
 
@@ -677,11 +675,12 @@ impl Server {
             }
             _ => None,
         };
+        let message = ToHelper::Ask { session: session.id, verb };
+        self.audit.has_room(message.row().name).map_err(with)?;
         let request = self.audit.request_id();
         let asker = Asker { connection: number, peer: session.peer.clone(), request, oneway };
         let (policy, generation) = (permit.policy().clone(), self.generations.in_force().number);
         let tag = Tag { asker: Some(asker), subject: std::mem::take(subject), policy, generation };
-        let message = ToHelper::Ask { session: session.id, verb };
         helper.push(Request { message, fds: fd.into_iter().collect(), tag });
         connection.busy = true;
         self.pass_on(helper_number);

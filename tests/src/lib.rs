@@ -19,6 +19,7 @@
 //! | [`roles`] | the lists of system calls of each process |
 //! | [`second`] | another broker beside the gate's, started otherwise |
 //! | [`user`] | threads that are somebody else |
+//! | [`waits`] | how long requests take, and whether something else makes them longer |
 //! | [`services`] | bpfgate under a running systemd |
 //! | [`strace`] | what processes call, and calls that fail |
 //! | [`sys`] | every unsafe block |
@@ -47,6 +48,7 @@ pub mod services;
 pub mod strace;
 pub mod sys;
 pub mod user;
+pub mod waits;
 mod witness;
 
 pub use gate::{Gate, bin_dir, bpf_object, workspace};

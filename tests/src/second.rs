@@ -36,12 +36,13 @@ impl Second {
             }
         };
         command.args(inside.get_args()).arg("--standalone").arg("--policies").arg(gate.dir.join("policies"));
-        command.arg("--audit").arg(&audit).args(arguments);
-        let given =
-            arguments.iter().position(|word| *word == "--socket").map(|place| arguments[place + 1].into());
-        let socket: PathBuf = given.unwrap_or_else(|| {
-            command.arg("--socket").arg(&socket);
-            socket
+        command.args(arguments);
+        let [socket, audit] = [("--socket", socket), ("--audit", audit)].map(|(flag, path)| {
+            if let Some(place) = arguments.iter().position(|word| *word == flag) {
+                return arguments[place + 1].into();
+            }
+            command.arg(flag).arg(&path);
+            path
         });
         let out = File::options().append(true).create(true).open(&log).expect("the log");
         let child =

@@ -72,7 +72,7 @@ fn main() {
 fn soak(time: Duration) -> Verdict {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("RLIMIT_NOFILE");
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("as many descriptors as there may be");
-    let gate = Gate::start_with(&["--max-connections", "8192", "--max-connections-per-user", "4096"]);
+    let gate = Gate::start_with(&["--max-connections", "12000", "--max-connections-per-user", "10000"]);
     BROKER.store(gate.broker.pid, Ordering::Relaxed);
     let client =
         |who: &Who| format!("[[client]]\nuser = {}\nmay = [\"load\", \"attach\", \"maps\"]\n", who.id);
