@@ -26,10 +26,11 @@ const SPARE_DESCRIPTORS: u32 = 32;
 const EVENTS: u32 = 4;
 
 /// Directories that a helper does not see, each with the setting that hides it and what shows single files in it.
-const HIDDEN: [(&str, Option<&str>); 5] = [
+const HIDDEN: [(&str, Option<&str>); 6] = [
     ("/home", Some("ProtectHome=tmpfs")),
     ("/root", Some("ProtectHome=tmpfs")),
     ("/run/user", Some("ProtectHome=tmpfs")),
+    ("/run", None),
     ("/tmp", None),
     ("/var/tmp", None),
 ];

@@ -56,6 +56,22 @@ fn an_idle_helper_ends_by_itself_and_comes_again() {
     assert_ne!(main_process(&helper("idle")).pid, first.pid);
 }
 
+/// A socket for datagrams sends to every other one that has a path, and nothing but what it sees is in the way: landlock has
+/// no rule about it.
+#[test]
+fn a_helper_sees_nothing_of_run_but_the_way_to_the_manager() {
+    let gate = bpfgate_tests::services!();
+    gate.apply_policy("filter", FILTER);
+    let _session = gate.session("filter");
+    let of_helper = format!("/proc/{}/root/run", main_process(&helper("filter")).pid);
+    let sees = |directory: &str| -> Vec<_> {
+        let entries = fs::read_dir(format!("{of_helper}{directory}")).expect("root looks");
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    assert_eq!((sees(""), sees("/systemd")), (vec!["systemd".to_owned()], vec!["notify".to_owned()]));
+    assert!(fs::read_dir("/run").unwrap().count() > 3);
+}
+
 #[test]
 fn each_process_holds_what_its_policy_needs_and_nothing_else() {
     let gate = bpfgate_tests::services!();

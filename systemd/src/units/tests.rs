@@ -119,6 +119,7 @@ fn a_file_in_a_hidden_directory_is_shown_if_its_digest_is_known() {
     assert!(text.contains("\nProtectHome=tmpfs\nBindReadOnlyPaths=-/home/me/x.o\n"), "{text}");
     let text = at("/tmp/x.o", &digest);
     assert!(text.contains("\nBindReadOnlyPaths=-/tmp/x.o\n") && !text.contains("ProtectHome"), "{text}");
+    assert!(at("/run/x/y.o", &digest).contains("\nBindReadOnlyPaths=-/run/x/y.o\n"));
     for text in [at("/home/me/x.o", ""), at("/opt/x.o", &digest), at("/homes/x.o", &digest)] {
         assert!(!text.contains("BindReadOnlyPaths") && !text.contains("ProtectHome"), "{text}");
     }
