@@ -98,6 +98,8 @@ pub(crate) fn run(gate: &Gate, time: Duration, verdict: &mut Verdict) {
         );
         seen.push(now);
     }
+    // The killer may have been the last: that its loader has ended a helper sees at its next request.
+    let _ = Client::from_stream(gate.connect(&KILLED)).open("killed");
     judge(gate, &tally, &watched, &seen, time, verdict);
     flood(gate, &tally, start, verdict);
 }
