@@ -195,6 +195,8 @@ fn add_files(text: &mut String, policy: &Policy) -> Result<(), String> {
             }
         }
     }
+    // It compares the one that it is in with this.
+    policy.netns.iter().for_each(&mut show);
     if shown.is_empty() {
         return Ok(());
     }
