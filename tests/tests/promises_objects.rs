@@ -3,7 +3,7 @@
 use bpfgate_client::{Client, Error, Instance, LoadOptions};
 use bpfgate_tests::gate::{MINIMAL, bpf_object};
 use bpfgate_tests::raw::Refused;
-use bpfgate_tests::{Gate, Raw, SOON, needs_root, wait_until};
+use bpfgate_tests::{Gate, Raw, SOON, needs_kernel, needs_root, wait_until};
 use serde_json::json;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -173,6 +173,7 @@ fn promise_05_a_granted_function_may_be_called() {
 #[test]
 fn promise_05_a_function_of_the_kernel_may_be_called_where_the_policy_names_it() {
     needs_root!();
+    needs_kernel!(6, 2, "bpf_rcu_read_lock");
     let gate = Gate::start();
     let before = gate.baseline();
     let grant = |names: &str| format!("[objects.o.helpers]\nkfuncs = [{names}]\n");

@@ -247,7 +247,7 @@ fn what_takes_a_new_helper_ends_the_sessions_of_the_old_one() {
         ("kept", format!("{WITH_MAP}[lifetime]\nkeep = \"app\"\n")),
     ] {
         gate.policy("app", WITH_MAP);
-        let mut raw = Raw::open(&gate, "app");
+        let mut raw = open_anew(&gate);
         let [helper, ..] = gate.helper("app");
         gate.policy("app", &text);
         let (told, _) = raw.receive().expect("a word of farewell");
@@ -258,10 +258,25 @@ fn what_takes_a_new_helper_ends_the_sessions_of_the_old_one() {
         let record = reloaded(&gate, "app");
         assert_eq!(record["about"], "changed, helper: ended", "{what}: {record}");
         assert!(record["why"].as_str().is_some_and(|why| !why.is_empty()), "{what}: {record}");
-        drop(Raw::open(&gate, "app"));
+        drop(open_anew(&gate));
     }
     gate.policy("app", WITH_MAP);
     gate.invariants(&before);
+}
+
+/// A session with the next helper; who comes while the one of before is about to end is told to open another one.
+fn open_anew(gate: &Gate) -> Raw {
+    let mut session = None;
+    let open = || {
+        let mut raw = Raw::connect(gate, &USER);
+        match raw.call("Open", &json!({"app": "app"})) {
+            Ok(_) => session = Some(raw),
+            Err(refused) => assert_eq!(refused.error, "io.bpfgate.Gone"),
+        }
+        session.is_some()
+    };
+    assert!(wait_until(SOON, open), "there is no next helper");
+    session.unwrap()
 }
 
 /// A policy that is removed takes everything with it, within a second (POL-19).
